@@ -1,0 +1,79 @@
+# Everything runs in .venv; the first call of a target makes it, later calls find it by its stamp file.
+# Needs make and Python >= 3.10. Another interpreter: make PYTHON=python3.12 test
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all format lint types layers docs bench clean
+
+help: ## Show the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+# ---- environment
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "fulmen needs Python >= 3.10; say which one: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# Without a GPU a CPU build of torch does, if an index that pip knows has one: the default build on Linux brings
+# gigabytes of CUDA libraries.
+$(VENV)/.torch: | $(BIN)/python
+	@if $(BIN)/python -c 'import torch' 2>/dev/null; then \
+		:; \
+	elif nvidia-smi >/dev/null 2>&1; then \
+		echo "installing torch"; $(PIP) install -q 'torch>=2.8'; \
+	elif $(PIP) install -q 'torch==2.13.0+cpu' >/dev/null 2>&1; then \
+		echo "installed a CPU build of torch"; \
+	else \
+		echo "installing torch; no GPU here: setting PIP_EXTRA_INDEX_URL to an index of CPU wheels saves gigabytes"; \
+		$(PIP) install -q 'torch>=2.8'; \
+	fi
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	@echo "installing fulmen and what the demo needs"
+	@$(PIP) install -q -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	@echo "installing fulmen and the development tools"
+	@$(PIP) install -q -e '.[all,demo,dev,docs]'
+	@touch $@ $(VENV)/.demo
+
+# ---- use
+demo: $(VENV)/.demo ## Train a small CNN on handwritten digits, under a minute on a CPU
+	$(BIN)/python examples/digits.py $(ARGS)
+
+# ---- checks
+test: $(VENV)/.dev ## Run the fast tests
+	$(BIN)/python -m pytest -n 2 -m 'not slow and not slurm' $(ARGS)
+
+test-all: $(VENV)/.dev ## Run all tests, slow ones too
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+format: $(VENV)/.dev ## Format the code and mend what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: $(VENV)/.dev ## Check format and style
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.dev ## Check types
+	$(BIN)/mypy
+
+layers: $(VENV)/.dev ## Check that imports go down the layers only
+	$(BIN)/lint-imports
+
+docs: $(VENV)/.dev ## Build the documentation into site/
+	$(BIN)/mkdocs build --strict --quiet
+
+bench: $(VENV)/.dev ## Measure the overhead of a training step against the plain loop
+	$(BIN)/python benchmarks/step_overhead.py $(ARGS)
+
+clean: ## Remove everything that can be made again
+	rm -rf $(VENV) site build dist htmlcov demo_output .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

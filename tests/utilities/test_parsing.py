@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+import threading
 from argparse import Namespace
 from types import SimpleNamespace
 
@@ -51,7 +52,7 @@ def test_attribute_dict_prints_one_aligned_line_per_key():
 
 def test_init_keys_are_the_names_the_class_uses():
     class Unusual:
-        def __init__(me, a, *rest, b=1, **more):  # noqa: N805
+        def __init__(me, a, *rest, b=1, **more):
             pass
 
     class Plain:
@@ -102,7 +103,7 @@ def test_collected_init_args_can_be_limited_to_classes():
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"), [(1, True), (print, True), (lambda: 1, False), ((i for i in ()), False)]
+    ("value", "expected"), [(1, True), (print, True), (lambda: 1, False), (threading.Lock(), False)]
 )
 def test_picklable_is_what_pickle_accepts(value, expected):
     assert is_picklable(value) is expected
@@ -118,6 +119,10 @@ def test_clean_namespace_removes_what_cannot_be_pickled(kind):
 
 
 class Holder(HyperparametersMixin):
+    width: int
+    lr: int
+    trainer: SimpleNamespace
+
     def __init__(self, lr=1):
         super().__init__()
         self.save_hyperparameters()
@@ -143,7 +148,7 @@ def test_setting_is_written_wherever_it_is_and_read_from_the_last_holder():
     assert not hasattr(datamodule, "lr")
 
 
-@pytest.mark.parametrize("access", [lightning_getattr, lambda *args: lightning_setattr(*args, 1)])
+@pytest.mark.parametrize("access", [lightning_getattr, lambda model, name: lightning_setattr(model, name, 1)])
 def test_unknown_setting_says_where_it_was_looked_for(access):
     with pytest.raises(AttributeError, match="neither an attribute of `Holder`, nor in its `hparams`"):
         access(Holder(), "nowhere")

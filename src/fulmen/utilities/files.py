@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import io
 import os
-import secrets
+import pickle
 import shutil
 import tempfile
 import time
@@ -24,6 +24,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 import torch
 
 from fulmen.utilities.exceptions import DamagedFileError
+from fulmen.utilities.plain_data import explain_refusal
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -137,7 +138,7 @@ def is_shared_filesystem(strategy: _Ranks, path: str | os.PathLike[str] | None =
     """
     if strategy.world_size == 1 or (path is not None and not is_local(path)):
         return True
-    probe = Path(local_path(path or os.getcwd())) / f".{secrets.token_hex(8)}.tmp"
+    probe = Path(local_path(path or os.getcwd())) / f".{os.urandom(8).hex()}.tmp"
     if strategy.is_global_zero:
         with suppress(OSError):
             probe.touch(exist_ok=False)
@@ -285,7 +286,7 @@ def _publish(obj: Any, url: str) -> None:
         filesystem.pipe_file(target, content.getvalue())
         return
     filesystem.makedirs(folder, exist_ok=True)
-    temporary = f"{folder}/.{name}.{secrets.token_hex(4)}.tmp"
+    temporary = f"{folder}/.{name}.{os.urandom(4).hex()}.tmp"
     try:
         filesystem.pipe_file(temporary, content.getvalue())
         filesystem.mv(temporary, target)
@@ -298,7 +299,7 @@ def _publish(obj: Any, url: str) -> None:
 def _name_beside(path: str) -> str:
     """An unused hidden name in the same folder, hence on the same file system."""
     folder, name = os.path.split(path)
-    return os.path.join(folder, f".{name[:48]}.{secrets.token_hex(4)}.tmp")
+    return os.path.join(folder, f".{name[:48]}.{os.urandom(4).hex()}.tmp")
 
 
 def _sync(descriptor: int) -> None:
@@ -406,6 +407,8 @@ def _load_open(file: IO[bytes], name: str, map_location: _MAP_LOCATION_TYPE, wei
     except Exception as error:  # what the unpickler makes of bytes that are no pickle
         if start != _ZIP_START and not start.startswith(_PICKLE_START):
             raise DamagedFileError(_damaged(name, "it is not a file of `torch.save`")) from error
+        if isinstance(error, pickle.UnpicklingError):
+            raise explain_refusal(error, name) from error
         raise
 
 

@@ -84,18 +84,18 @@ def parse_class_init_keys(cls: type) -> tuple[str, str | None, str | None]:
     )
 
 
-def get_init_args(frame: FrameType) -> dict[str, Any]:
+def get_init_args(frame: FrameType | None) -> dict[str, Any]:
     """Return the arguments of the constructor that runs in `frame`, with their present values.
 
     The instance itself and `*args` are left out; the content of `**kwargs` is put among the others.
 
     Args:
-        frame: A frame of the call stack.
+        frame: A frame of the call stack, as `inspect.currentframe()` returns it.
 
     Returns:
         Name to value; empty if the frame is not one of an `__init__` method.
     """
-    return {} if _constructed_object(frame) is None else _arguments(frame)
+    return {} if frame is None or _constructed_object(frame) is None else _arguments(frame)
 
 
 def collect_init_args(

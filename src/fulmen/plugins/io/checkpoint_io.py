@@ -1,0 +1,56 @@
+"""What the framework asks of a place for checkpoints."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fulmen.utilities.types import _MAP_LOCATION_TYPE, _PATH
+
+__all__ = ["CheckpointIO"]
+
+
+class CheckpointIO(ABC):
+    """Writes, reads and removes checkpoints; it does not look into them.
+
+    Subclass it to keep checkpoints elsewhere or in another format, and pass it as a plugin::
+
+        Trainer(plugins=[MyCheckpointIO()])
+    """
+
+    @abstractmethod
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
+        """Write a checkpoint so that it is there as a whole or not at all.
+
+        Args:
+            checkpoint: What to write.
+            path: Where to.
+            storage_options: From `Trainer.save_checkpoint`, for this class to understand.
+        """
+
+    @abstractmethod
+    def load_checkpoint(
+        self, path: _PATH, map_location: _MAP_LOCATION_TYPE = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint.
+
+        Args:
+            path: Where from.
+            map_location: Where to put tensors, as for `torch.load`.
+            weights_only: Refuse everything but tensors and plain data. `None` leaves it to torch.
+
+        Returns:
+            What was written.
+        """
+
+    @abstractmethod
+    def remove_checkpoint(self, path: _PATH) -> None:
+        """Delete a checkpoint, file or folder; one that is absent is no error.
+
+        Args:
+            path: Where it is.
+        """
+
+    def teardown(self) -> None:  # noqa: B027 - a documented no-op
+        """Finish all work; called at the end of each run. The object may be used again after it."""

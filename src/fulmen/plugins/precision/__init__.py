@@ -1,0 +1,25 @@
+"""Number formats of weights, inputs and computation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fulmen.utilities.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from fulmen.plugins.precision.amp import MixedPrecision as MixedPrecision
+    from fulmen.plugins.precision.bitsandbytes import BitsandbytesPrecision as BitsandbytesPrecision
+    from fulmen.plugins.precision.double import DoublePrecision as DoublePrecision
+    from fulmen.plugins.precision.half import HalfPrecision as HalfPrecision
+    from fulmen.plugins.precision.precision import Precision as Precision
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "BitsandbytesPrecision": "fulmen.plugins.precision.bitsandbytes",
+        "DoublePrecision": "fulmen.plugins.precision.double",
+        "HalfPrecision": "fulmen.plugins.precision.half",
+        "MixedPrecision": "fulmen.plugins.precision.amp",
+        "Precision": "fulmen.plugins.precision.precision",
+    },
+)

@@ -1,0 +1,91 @@
+"""Strategies by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fulmen.strategies.single_device import SingleDeviceStrategy
+from fulmen.strategies.strategy import Strategy
+from fulmen.utilities.registry import Registry
+
+__all__ = ["STRATEGY_REGISTRY", "StrategyNames", "StrategyRegistry"]
+
+
+class StrategyNames(Registry[Strategy]):
+    """The names that `Trainer(strategy=...)` takes besides "auto".
+
+    Example::
+
+        @StrategyRegistry.register("watched", description="prints what it does", interval_s=5)
+        class WatchedStrategy(SingleDeviceStrategy): ...
+    """
+
+    def __init__(self) -> None:
+        super().__init__("strategy")
+
+    def register(  # type: ignore[override]  # the public name of the second parameter is `strategy`
+        self,
+        name: str,
+        strategy: Callable[..., Strategy] | None = None,
+        description: str | None = None,
+        override: bool = False,
+        **init_params: Any,
+    ) -> Callable[..., Any]:
+        """Add a name; without `strategy` this is a decorator.
+
+        Args:
+            name: The name; the Trainer compares it in lower case.
+            strategy: Class or function that makes the strategy.
+            description: One line for listings.
+            override: Replace an existing entry of that name.
+            init_params: Keyword arguments for `strategy`.
+
+        Returns:
+            `strategy`, or the decorator.
+
+        Raises:
+            ValueError: The name is not a string, or taken.
+        """
+        if not isinstance(name, str) or (name in self and not override):
+            raise ValueError(
+                f"{name!r} cannot be registered as a strategy: it is taken, or not a string."
+                " Choose another name or pass `override=True`."
+            )
+        return super().register(name, strategy, description or "", override, **init_params)
+
+    def get(self, name: str, default: Any = None, **params: Any) -> Any:
+        """Make a strategy.
+
+        Args:
+            name: A registered name.
+            default: What to return if there is no such name; `None`: raise.
+            params: Arguments of the class besides the registered ones.
+
+        Returns:
+            The strategy, or `default`.
+
+        Raises:
+            KeyError: No such name, and no default.
+        """
+        if default is not None and name not in self:
+            return default
+        return super().get(name, **params)
+
+    def available_strategies(self) -> list[str]:
+        """Return the registered names, in order of registration."""
+        return list(self)
+
+    def __getitem__(self, name: str) -> dict[str, Any]:
+        """Describe an entry."""
+        entry = self.entry(name)
+        return {
+            "strategy": entry.factory,
+            "strategy_name": name,
+            "description": entry.description,
+            "init_params": dict(entry.init_params),
+        }
+
+
+StrategyRegistry = STRATEGY_REGISTRY = StrategyNames()
+SingleDeviceStrategy.register_strategies(STRATEGY_REGISTRY)

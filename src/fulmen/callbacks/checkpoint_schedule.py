@@ -1,0 +1,94 @@
+"""When a `ModelCheckpoint` saves after a batch, and whether the monitored value belongs to those weights."""
+
+from __future__ import annotations
+
+import math
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from fulmen.trainer.trainer import Trainer
+
+__all__ = ["BatchTrigger", "ScoreSource"]
+
+
+class BatchTrigger:
+    """Tells after which batches a save is due, by optimizer steps or by time.
+
+    Args:
+        every_n_steps: Optimizer steps between saves; 0 for never.
+        interval: Time between saves; `None` for never.
+    """
+
+    def __init__(self, every_n_steps: int, interval: timedelta | None) -> None:
+        self.is_used = bool(every_n_steps) or interval is not None
+        self.watches_time = interval is not None
+        self.next_step: float = math.inf
+        self._every_n_steps = every_n_steps
+        self._interval_s = math.inf if interval is None else interval.total_seconds()
+        self._due_time = math.inf  # on the clock of `time.monotonic`
+        self._ranks_must_agree = False
+
+    def start(self, trainer: Trainer) -> None:
+        """Begin to count at the present optimizer step, and now."""
+        self._due_time = time.monotonic() + self._interval_s
+        self._ranks_must_agree = trainer.world_size > 1
+        self._advance(trainer.global_step)
+
+    def time_may_be_up(self) -> bool:
+        """Tell whether it is worth asking `is_due` about the time."""
+        return self._ranks_must_agree or time.monotonic() >= self._due_time
+
+    def is_due(self, trainer: Trainer) -> bool:
+        """Tell whether a save is due; asked once for each batch."""
+        step = trainer.global_step
+        if step >= self.next_step:
+            self._advance(step)
+            return True
+        # inside an accumulation window the gradients so far would be lost
+        if not self.watches_time or trainer.fit_loop.has_started_window:
+            return False
+        if trainer.strategy.broadcast(time.monotonic() >= self._due_time):
+            self._due_time = time.monotonic() + self._interval_s
+            return True
+        return False
+
+    def _advance(self, step: int) -> None:
+        # a manual step may jump over a multiple: what matters is that one was passed
+        every = self._every_n_steps
+        self.next_step = (step // every + 1) * every if every else math.inf
+
+
+class ScoreSource:
+    """Knows after which optimizer step the monitored metric was computed last.
+
+    A metric from validation stays in `callback_metrics` while training goes on: it is then the score of older weights.
+
+    Args:
+        monitor: Name of the metric; `None` if nothing is monitored.
+    """
+
+    def __init__(self, monitor: str | None) -> None:
+        self._monitor = monitor
+        self._step = -1
+        self.origin: Literal["training step", "validation", "training epoch"] | None = None
+
+    def note(self, trainer: Trainer, origin: Literal["training step", "validation", "training epoch"]) -> None:
+        """Note that something that logs metrics has ended; where the metric appears first, there it comes from."""
+        if self._monitor is None or self._monitor not in trainer.callback_metrics:
+            return
+        if self.origin is None:
+            self.origin = origin
+        if self.origin == origin:
+            self._step = trainer.global_step
+
+    def is_missing(self, trainer: Trainer) -> bool:
+        """Tell whether the metric is monitored, but was not logged yet."""
+        return self._monitor is not None and self._monitor not in trainer.callback_metrics
+
+    def is_current(self, trainer: Trainer) -> bool:
+        """Tell whether the metric, if there is one, was computed with the present weights."""
+        if self._monitor is None:
+            return True
+        return not self.is_missing(trainer) and (self.origin == "training step" or self._step == trainer.global_step)

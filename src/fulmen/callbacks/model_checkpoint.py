@@ -1,0 +1,575 @@
+"""ModelCheckpoint: saves the model during training and keeps the best, all, or the newest of its files.
+
+What happens::
+
+    trigger (steps, time, epoch)
+      value of `monitor` belongs to these weights?   no: wait for the validation that computes it
+      plan: which file is written, which become obsolete, what "best" and "last" will be
+      write the files -> publish paths and scores -> delete what is obsolete
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import weakref
+from dataclasses import fields, replace
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from fulmen.callbacks.checkpoint import Checkpoint
+from fulmen.callbacks.checkpoint_naming import absolute_folder, default_folder, fill_template, unused_path
+from fulmen.callbacks.checkpoint_records import Plan, Records
+from fulmen.callbacks.checkpoint_schedule import BatchTrigger, ScoreSource
+from fulmen.callbacks.monitor import (
+    MetricMonitor,
+    close_names,
+    final_at_train_epoch_end,
+    has_validation,
+    is_better,
+    worst_score,
+)
+from fulmen.utilities.exceptions import MisconfigurationException
+from fulmen.utilities.files import atomic_symlink, ensure_writable, get_filesystem, is_local
+from fulmen.utilities.lazy import require
+from fulmen.utilities.rank_zero import WarningCache, rank_zero_info, rank_zero_warn
+
+if TYPE_CHECKING:
+    from fulmen.core.module import LightningModule
+    from fulmen.trainer.trainer import Trainer
+
+__all__ = ["ModelCheckpoint"]
+
+_warnings = WarningCache()
+_RECORD_NAMES = tuple(field.name for field in fields(Records))
+
+
+class ModelCheckpoint(MetricMonitor, Checkpoint):
+    """Save the model every so many epochs, steps or minutes, and keep the best files by a monitored metric.
+
+    A file is deleted only if this run, or the run it resumes, wrote it, and only after its successor is on disk.
+    The score of a file always belongs to its weights: when the monitored metric comes from validation, a save that is
+    due between two validations waits for the next one (with `save_top_k=-1` it is written at once, without a score).
+    `last.ckpt` does not wait; it is the newest state after every trigger and at the end of training.
+
+    Args:
+        dirpath: Folder of the files; default beside the logs of the first logger, else in `default_root_dir`.
+        filename: Template such as `"{epoch}-{val_loss:.2f}"`; default `"{epoch}-{step}"`.
+        monitor: Logged metric that decides which files are best; without one the newest is kept.
+        verbose: Say when something is saved.
+        save_last: True also writes `last.ckpt`; "link" makes it a link to the file just written where there is one.
+        save_top_k: How many files to keep; -1 for all, 0 for none.
+        save_on_exception: Save when an exception or Ctrl-C ends training.
+        save_weights_only: Save no optimizers, schedulers and callbacks; such a file cannot be resumed from.
+        mode: "min" if a smaller value of `monitor` is better, else "max".
+        auto_insert_metric_name: Write `name=value` into file names, not only the value.
+        every_n_train_steps: Save after every so many optimizer steps; 0 for never.
+        train_time_interval: Save when this much time has passed since the last such save.
+        every_n_epochs: Save after every so many epochs, 0 for never; 1 if no trigger is given.
+        save_on_train_epoch_end: Save epochs when training, not validation, ends. Default: at the end of validation if
+            that does not run exactly once at the end of each epoch.
+        enable_version_counter: Append `-v1`, `-v2` ... to names that exist, instead of overwriting.
+
+    Attributes:
+        best_model_path: File with the best score; without `monitor` the newest file.
+        best_model_score: Its score.
+        best_k_models: Scores of all kept files.
+        kth_best_model_path: The worst of the kept files, `kth_value` is its score.
+        last_model_path: The newest `last.ckpt`.
+        current_score: Score of the newest file.
+
+    Raises:
+        MisconfigurationException: More than one trigger, a negative number, or several files without `monitor`.
+
+    Example::
+
+        Trainer(callbacks=ModelCheckpoint(monitor="val_loss", save_top_k=3, save_last=True))
+    """
+
+    CHECKPOINT_JOIN_CHAR = "-"
+    CHECKPOINT_EQUALS_CHAR = "="
+    CHECKPOINT_NAME_LAST = "last"
+    FILE_EXTENSION = ".ckpt"
+    STARTING_VERSION = 1
+
+    best_model_path: str
+    best_model_score: Tensor | None
+    current_score: Tensor | None
+    best_k_models: dict[str, Tensor]
+    kth_best_model_path: str
+    kth_value: Tensor
+    last_model_path: str
+
+    def __init__(
+        self,
+        dirpath: str | Path | None = None,
+        filename: str | None = None,
+        monitor: str | None = None,
+        verbose: bool = False,
+        save_last: bool | Literal["link"] | None = None,
+        save_top_k: int = 1,
+        save_on_exception: bool = False,
+        save_weights_only: bool = False,
+        mode: str = "min",
+        auto_insert_metric_name: bool = True,
+        every_n_train_steps: int | None = None,
+        train_time_interval: timedelta | None = None,
+        every_n_epochs: int | None = None,
+        save_on_train_epoch_end: bool | None = None,
+        enable_version_counter: bool = True,
+    ) -> None:
+        super().__init__(monitor, mode)
+        # ---- settings
+        self.dirpath = None if dirpath is None else absolute_folder(os.fspath(dirpath))
+        self.filename = filename
+        self.verbose = verbose
+        self.save_last = save_last
+        self.save_top_k = save_top_k
+        self.save_on_exception = save_on_exception
+        self.save_weights_only = save_weights_only
+        self.auto_insert_metric_name = auto_insert_metric_name
+        if every_n_train_steps is None and train_time_interval is None and every_n_epochs is None:
+            every_n_epochs = 1
+        self._every_n_train_steps = every_n_train_steps or 0
+        self._train_time_interval = train_time_interval
+        self._every_n_epochs = every_n_epochs or 0
+        self._save_on_train_epoch_end = save_on_train_epoch_end
+        self._enable_version_counter = enable_version_counter
+        self._check_settings()
+        # ---- state of the files
+        self._take(Records.empty(mode))
+        self._plan: Plan | None = None  # the save that is being written
+        self._own_files: set[str] = set()
+        # ---- when to save
+        self._batch_trigger = BatchTrigger(self._every_n_train_steps, train_time_interval)
+        self._score_source = ScoreSource(monitor)
+        self._postponed = False  # a save waits for a score
+        self._missed_epoch = False  # a save was due in an epoch without validation
+        self._unscored: tuple[str, int] = ("", -1)  # file written without a score, and at which step
+        self._last_global_step_saved = 0  # step whose trigger is dealt with
+        self._last_file_step = -1  # step of the newest file of any kind
+        self._newest_last_step = -1  # step of the `last` file
+        self._batch_end_is_idle = False
+        self._next_look: float = 0  # step before which `on_train_batch_end` has nothing to look at
+        self._validation_ran = False
+
+    def _check_settings(self) -> None:
+        triggers = {
+            "every_n_train_steps": self._every_n_train_steps,
+            "train_time_interval": self._train_time_interval,
+            "every_n_epochs": self._every_n_epochs,
+        }
+        given = {name: value for name, value in triggers.items() if value}
+        if len(given) > 1:
+            raise MisconfigurationException(
+                f"`ModelCheckpoint({', '.join(f'{name}={value!r}' for name, value in given.items())})`: the triggers"
+                " are mutually exclusive. Give one, and add a second `ModelCheckpoint` for the other."
+            )
+        minima = {"every_n_train_steps": 0, "every_n_epochs": 0, "save_top_k": -1}
+        values = {**triggers, "save_top_k": self.save_top_k}
+        for name, minimum in minima.items():
+            if values[name] < minimum:  # type: ignore[operator]  # the three are ints
+                raise MisconfigurationException(
+                    f"`ModelCheckpoint({name}={values[name]!r})` is an invalid value: it must be >= {minimum}."
+                )
+        if self.monitor is None and self.save_top_k not in (-1, 0, 1):
+            raise MisconfigurationException(
+                f"`ModelCheckpoint(save_top_k={self.save_top_k}, monitor=None)` has nothing to rank files by."
+                " Name a logged metric in `monitor`, or choose 1 (the newest), -1 (all) or 0 (none)."
+            )
+        if self.save_last == "link" and self.dirpath is not None and not is_local(self.dirpath):
+            raise ValueError(
+                f"`ModelCheckpoint(save_last='link', dirpath={self.dirpath!r})`: links exist on local file systems"
+                " only. Use `save_last=True`."
+            )
+
+    # ---- what the checkpoint says about itself
+    @property
+    def state_key(self) -> str:
+        """Key in the checkpoint; it holds the settings, so that several can be used at once."""
+        return self._generate_state_key(
+            monitor=self.monitor,
+            mode=self.mode,
+            every_n_train_steps=self._every_n_train_steps,
+            every_n_epochs=self._every_n_epochs,
+            train_time_interval=self._train_time_interval,
+        )
+
+    @property
+    def every_n_epochs(self) -> int | None:
+        """After how many epochs a save is due; 0 for never."""
+        return self._every_n_epochs
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return paths and scores; inside a file that is being written they include that file itself."""
+        records = self._plan.records if self._plan is not None else self._records()
+        state: dict[str, Any] = {
+            "monitor": self.monitor,
+            "best_model_score": records.best_model_score,
+            "best_model_path": records.best_model_path,
+            "current_score": records.current_score,
+            "dirpath": self.dirpath,
+            "best_k_models": dict(records.best_k_models),
+            "kth_best_model_path": records.kth_best_model_path,
+            "kth_value": records.kth_value,
+            "last_model_path": records.last_model_path,
+        }
+        return {**state, "postponed": True} if self._postponed else state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the files of an earlier run, if it used the same folder; else only remember its best file."""
+        self._postponed = state_dict.get("postponed", False)
+        saved_in = state_dict.get("dirpath", self.dirpath)
+        if saved_in == self.dirpath:
+            known = {name: state_dict[name] for name in _RECORD_NAMES if name in state_dict}
+            self._take(replace(self._records(), **known))
+            self._own_files |= self._records().owned()
+            return
+        rank_zero_warn(
+            f"The folder of `ModelCheckpoint` changed from {saved_in!r} to {self.dirpath!r}, so the scores and files of"
+            " the earlier run are not taken over, except `best_model_path`. Pass the same `dirpath` to go on with them."
+        )
+        self.best_model_path = state_dict.get("best_model_path", "")
+
+    def _records(self) -> Records:
+        return Records(**{name: getattr(self, name) for name in _RECORD_NAMES})
+
+    def _take(self, records: Records) -> None:
+        for name in _RECORD_NAMES:
+            setattr(self, name, getattr(records, name))
+
+    def to_yaml(self, filepath: str | Path | None = None) -> None:
+        """Write the scores of the kept files as YAML.
+
+        Args:
+            filepath: Where to; default `best_k_models.yaml` in the folder of the checkpoints.
+        """
+        yaml = require("yaml", extra="cli", for_="ModelCheckpoint.to_yaml")
+        target = os.fspath(filepath or os.path.join(self.dirpath or "", "best_k_models.yaml"))
+        with get_filesystem(target).open(target, "w") as file:
+            yaml.dump({path: float(score) for path, score in self.best_k_models.items()}, file)
+
+    # ---- hooks
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Settle the folder, the same on all ranks."""
+        folder = self.dirpath if self.dirpath is not None else absolute_folder(default_folder(trainer))
+        self.dirpath = trainer.strategy.broadcast(folder)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to count, and find out before any work is lost whether files can be written."""
+        self._validation_ran = self._missed_epoch = False
+        self._batch_trigger.start(trainer)
+        self._batch_end_is_idle = self._is_off(trainer) or not self._batch_trigger.is_used
+        self._next_look = 0  # the first batch shows whether training logs `monitor`
+        if self._is_off(trainer):
+            return
+        if (self.save_top_k != 0 or self.save_last) and trainer.is_global_zero:
+            self._warn_if_not_empty(trainer)
+            ensure_writable(str(self.dirpath))
+        if self._save_on_train_epoch_end is False and self._every_n_epochs and not has_validation(trainer):
+            rank_zero_warn(
+                "`ModelCheckpoint(save_on_train_epoch_end=False)` saves when validation ends, but this run validates"
+                " nothing, so nothing will be saved. Remove the argument, or add validation."
+            )
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Learn from the sanity check whether validation logs `monitor`."""
+        super().on_sanity_check_end(trainer, pl_module)
+        if self.monitor is not None and self.monitor in trainer.callback_metrics:
+            self._score_source.origin = "validation"
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save when enough steps were done or enough time has passed."""
+        if self._batch_end_is_idle:
+            return
+        trigger = self._batch_trigger
+        if trainer.global_step < self._next_look and not (trigger.watches_time and trigger.time_may_be_up()):
+            return
+        is_due = trigger.is_due(trainer)
+        if self._score_source.origin is None and (is_due or trainer.global_step >= self._next_look):
+            self._score_source.note(trainer, "training step")
+        self._next_look = trigger.next_step
+        if is_due:
+            self._save_if_scored(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Learn whether training logs `monitor`: then it is there before validation."""
+        if self._score_source.origin is None and not self._is_off(trainer):
+            self._score_source.note(trainer, "training step")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what is bound to validation, or waited for its metrics."""
+        if self._is_off(trainer):
+            return
+        self._validation_ran = True
+        self._score_source.note(trainer, "validation")
+        bound_here = not final_at_train_epoch_end(trainer, self._save_on_train_epoch_end)
+        self._save_if_due(trainer, bound_here and self._epoch_is_due(trainer), raise_if_missing=bound_here)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what is bound to the end of the training epoch, or waited for its metrics."""
+        if self._is_off(trainer):
+            return
+        self._score_source.note(trainer, "training epoch")
+        is_due = self._epoch_is_due(trainer)
+        bound_here = final_at_train_epoch_end(trainer, self._save_on_train_epoch_end)
+        self._missed_epoch |= is_due and not bound_here
+        self._save_if_due(trainer, is_due and bound_here, raise_if_missing=self._validation_ran)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what still waits for a score, and bring `last` up to date."""
+        if self._is_off(trainer):
+            return
+        # the last epoch is complete and `current_epoch` is already its successor
+        metrics = self._candidates(trainer, epoch=max(trainer.current_epoch - 1, 0))
+        plan = Plan(self._records())
+        if self._postponed or (self._missed_epoch and self._last_file_step < 0):
+            self._postponed = False
+            if not self._score_source.is_current(trainer):
+                metrics[str(self.monitor)] = torch.tensor(math.nan)
+            plan = self._plan_model(trainer, metrics)
+        if plan.model_path or self._newest_last_step != trainer.global_step:
+            plan = self._with_last(trainer, plan, metrics)
+        self._write(trainer, plan)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save the state at the moment of an exception, if asked to; it is not ranked among the best."""
+        if not self.save_on_exception or self._is_off(trainer) or self._last_file_step == trainer.global_step:
+            return
+        metrics = self._candidates(trainer)
+        try:
+            path = self._unused_path(trainer, metrics, taken=self._records().owned())
+            self._write(trainer, self._with_last(trainer, Plan(self._records(), path), metrics))
+        except Exception as error:  # the exception that ends training matters more
+            rank_zero_warn(f"`ModelCheckpoint` could not save after {exception!r}: {error!r}.")
+
+    # ---- when
+    def _is_off(self, trainer: Trainer) -> bool:
+        return bool(trainer.fast_dev_run) or trainer.state.fn != "fit" or trainer.sanity_checking
+
+    def _epoch_is_due(self, trainer: Trainer) -> bool:
+        return self._every_n_epochs >= 1 and (trainer.current_epoch + 1) % self._every_n_epochs == 0
+
+    def _save_if_due(self, trainer: Trainer, is_due: bool, *, raise_if_missing: bool) -> None:
+        waits = self._postponed or self._unscored[0] != ""
+        if not is_due and not waits:
+            return
+        if self.save_top_k != 0 and self._score_source.is_missing(trainer):
+            self._report_missing(trainer, raise_if_missing, is_due)
+        elif is_due or self._postponed or self._unscored[1] == trainer.global_step:
+            self._save_if_scored(trainer)
+
+    def _report_missing(self, trainer: Trainer, is_error: bool, is_due: bool) -> None:
+        message = (
+            f"`ModelCheckpoint(monitor={self.monitor!r})` could not find the monitored metric, so it cannot tell which"
+            f" checkpoint is best.{close_names(str(self.monitor), trainer.callback_metrics)}"
+            f" Log it with `self.log({self.monitor!r}, ...)`, or correct `monitor`."
+        )
+        if is_error:
+            raise MisconfigurationException(message)
+        if is_due:
+            _warnings.warn(message)
+            self._postponed = has_validation(trainer)
+            self._refresh_last(trainer)
+
+    # ---- what
+    def _save_if_scored(self, trainer: Trainer) -> None:
+        step = trainer.global_step
+        if self._last_global_step_saved == step:
+            return
+        metrics = self._candidates(trainer)
+        if self.save_top_k == 0 or self._score_source.is_current(trainer):
+            self._postponed = False
+            self._last_global_step_saved = step
+            plan = self._plan_model(trainer, metrics)
+        elif self.save_top_k == -1:
+            metrics[str(self.monitor)] = torch.tensor(math.nan)
+            path = self._unused_path(trainer, metrics)
+            self._unscored = (path, step)
+            plan = Plan(self._records(), path)
+        else:
+            self._postponed = True
+            plan = Plan(self._records())
+        self._write(trainer, self._with_last(trainer, plan, metrics))
+
+    def _refresh_last(self, trainer: Trainer) -> None:
+        self._write(trainer, self._with_last(trainer, Plan(self._records()), self._candidates(trainer)))
+
+    def _candidates(self, trainer: Trainer, epoch: int | None = None) -> dict[str, Any]:
+        """Values that file names and ranking can use."""
+        metrics: dict[str, Any] = dict(trainer.callback_metrics)
+        metrics["epoch"] = int(metrics.get("epoch", trainer.current_epoch if epoch is None else epoch))
+        metrics["step"] = int(metrics.get("step", trainer.global_step))
+        return metrics
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """Tell whether a score is good enough for its checkpoint to be kept.
+
+        Args:
+            trainer: The running trainer.
+            current: The score; `None` is never good enough.
+        """
+        if current is None:
+            return False
+        if self.save_top_k == -1 or len(self.best_k_models) < self.save_top_k:
+            return True
+        better = is_better(self.mode, current, self.best_k_models[self.kth_best_model_path])
+        return bool(trainer.strategy.reduce_boolean_decision(better))
+
+    def _plan_model(self, trainer: Trainer, metrics: dict[str, Any]) -> Plan:
+        """Decide about the file that may become the best."""
+        records = self._records()
+        if self.save_top_k == 0:
+            return Plan(records)
+        if self.monitor is None:
+            replaced = self.best_model_path if self.save_top_k == 1 else ""
+            path = self._unused_path(trainer, metrics, allowed=replaced)
+            return Plan(records.with_newest(path), path, obsolete=(replaced,))
+        score = torch.as_tensor(metrics[self.monitor]).detach().cpu().clone()  # sync: a checkpoint is due
+        score = worst_score(self.mode) if bool(score.isnan()) else score
+        if not self.check_monitor_top_k(trainer, score):
+            if self.verbose:
+                rank_zero_info(f"{self.monitor} = {score:.5f} is not among the best {self.save_top_k}: not saved.")
+            return Plan(records)
+        unscored = self._unscored[0] if self._unscored[1] == trainer.global_step else ""
+        is_full = len(self.best_k_models) == self.save_top_k
+        path = self._unused_path(trainer, metrics, allowed=unscored or (self.kth_best_model_path if is_full else ""))
+        records, dropped = records.with_scored(path, score, keep=self.save_top_k, mode=self.mode)
+        return Plan(records, path, obsolete=(*dropped, unscored))
+
+    def _with_last(self, trainer: Trainer, plan: Plan, metrics: dict[str, Any]) -> Plan:
+        """Add the `last` file to a plan."""
+        if not self.save_last:
+            return plan
+        taken = plan.records.owned() - {self.last_model_path} | {plan.model_path}
+        path = self._unused_path(
+            trainer, metrics, template=self.CHECKPOINT_NAME_LAST, allowed=self.last_model_path, taken=taken
+        )
+        records = replace(plan.records, last_model_path=path)
+        return replace(plan, records=records, last_path=path, obsolete=(*plan.obsolete, self.last_model_path))
+
+    # ---- writing
+    def _write(self, trainer: Trainer, plan: Plan) -> None:
+        """Write files, then publish what they hold, then delete what they replace."""
+        self._plan = plan  # `state_dict` tells each file what will be true once it is written
+        try:
+            if plan.model_path:
+                trainer.save_checkpoint(plan.model_path, self.save_weights_only)
+                self._publish(trainer, plan.model_path, replace(plan.records, last_model_path=self.last_model_path))
+            if plan.last_path:
+                self._write_last(trainer, plan)
+                self._newest_last_step = trainer.global_step
+                self._publish(trainer, plan.last_path, plan.records)
+        finally:
+            self._plan = None
+        for path in plan.obsolete:
+            if path not in ("", plan.model_path, plan.last_path):
+                self._remove(trainer, path)
+
+    def _write_last(self, trainer: Trainer, plan: Plan) -> None:
+        linked = False
+        if self.save_last == "link" and plan.model_path:
+            if trainer.is_global_zero:
+                try:
+                    atomic_symlink(plan.model_path, plan.last_path)
+                    linked = True
+                except OSError as error:
+                    _warnings.warn(f"`ModelCheckpoint(save_last='link')`: {error} A file is written instead.")
+            linked = trainer.strategy.broadcast(linked)
+        if not linked:
+            trainer.save_checkpoint(plan.last_path, self.save_weights_only)
+
+    def _publish(self, trainer: Trainer, path: str, records: Records) -> None:
+        self._own_files.add(path)
+        self._last_file_step = trainer.global_step
+        self._take(records)
+        if self.verbose:
+            score = "" if self.monitor is None else f" ({self.monitor} = {records.current_score})"
+            rank_zero_info(f"Epoch {trainer.current_epoch}, step {trainer.global_step}: saved {path!r}{score}.")
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.after_save_checkpoint(weakref.proxy(self))
+
+    def _remove(self, trainer: Trainer, path: str) -> None:
+        if path in self._own_files and self._is_inside_folder(path) and not _is_resumed_from(trainer, path):
+            trainer.strategy.remove_checkpoint(path)
+
+    def _is_inside_folder(self, path: str) -> bool:
+        folder = str(self.dirpath)
+        if is_local(path):
+            return Path(os.path.abspath(folder)) in Path(os.path.abspath(path)).parents
+        return path.startswith(folder.rstrip("/") + "/")
+
+    # ---- names
+    def format_checkpoint_name(
+        self, metrics: dict[str, Any], filename: str | None = None, ver: int | None = None, prefix: str | None = None
+    ) -> str:
+        """Return the path of a checkpoint.
+
+        Args:
+            metrics: Values for the fields of the template.
+            filename: The template; default that of this callback.
+            ver: Version number to append.
+            prefix: Text to put in front.
+
+        Example::
+
+            name = ModelCheckpoint(filename="{epoch}-{acc:.2f}").format_checkpoint_name({"epoch": 2, "acc": 0.5})
+            assert name == "epoch=2-acc=0.50.ckpt"
+        """
+        default = f"{{epoch}}{self.CHECKPOINT_JOIN_CHAR}{{step}}"
+        name = fill_template(
+            filename or self.filename or default,
+            metrics,
+            insert_names=self.auto_insert_metric_name,
+            join_char=self.CHECKPOINT_EQUALS_CHAR,
+        )
+        version = None if ver is None else f"v{ver}"
+        name = self.CHECKPOINT_JOIN_CHAR.join(part for part in (prefix, name, version) if part)
+        return os.path.join(self.dirpath or "", name + self.FILE_EXTENSION)
+
+    def file_exists(self, filepath: str | Path, trainer: Trainer) -> bool:
+        """Tell whether rank 0 sees a file; the answer is the same on all ranks."""
+        path = os.fspath(filepath)
+        exists = os.path.exists(path) if is_local(path) else get_filesystem(path).exists(path)
+        return bool(trainer.strategy.broadcast(exists))
+
+    def _unused_path(
+        self,
+        trainer: Trainer,
+        metrics: dict[str, Any],
+        *,
+        template: str | None = None,
+        allowed: str = "",
+        taken: set[str] | frozenset[str] = frozenset(),
+    ) -> str:
+        def exists(path: str) -> bool:
+            return path in taken or (self._enable_version_counter and self.file_exists(path, trainer))
+
+        name = partial(self.format_checkpoint_name, metrics, template)
+        return unused_path(name, exists, self.STARTING_VERSION, allowed)
+
+    def _warn_if_not_empty(self, trainer: Trainer) -> None:
+        folder = str(self.dirpath)
+        resumes_here = trainer.ckpt_path is not None and self._is_inside_folder(str(trainer.ckpt_path))
+        if is_local(folder) and not resumes_here and os.path.isdir(folder) and os.listdir(folder):
+            rank_zero_warn(
+                f"The checkpoint folder {folder!r} exists and is not empty. Its files stay; new ones get other names"
+                " where they would collide."
+            )
+
+
+def _is_resumed_from(trainer: Trainer, path: str) -> bool:
+    if trainer.ckpt_path is None:
+        return False
+    source = str(trainer.ckpt_path)
+    if is_local(source) and is_local(path):
+        return os.path.realpath(source) == os.path.realpath(path)
+    return source == path

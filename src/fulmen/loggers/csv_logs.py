@@ -1,0 +1,209 @@
+"""Metrics as rows of a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import time
+import weakref
+from argparse import Namespace
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fulmen.loggers.hparams_file import write_hparams
+from fulmen.loggers.logger import rank_zero_experiment
+from fulmen.loggers.params import convert_params, to_scalar
+from fulmen.loggers.text_file import append_text, make_folder, read_text, replace_text
+from fulmen.loggers.versioned import VersionedLogger
+from fulmen.utilities.rank_zero import rank_zero_only, rank_zero_warn
+
+__all__ = ["CSVLogger", "ExperimentWriter"]
+
+_FOLLOW_S = 5.0  # rows older than this are written at the next one, so that a person can watch the file
+
+
+class ExperimentWriter:
+    """Writes `metrics.csv` and `hparams.yaml` of one run.
+
+    Rows are buffered until `save`, then appended. The file has one sorted set of columns, `step` among them; it is
+    written anew, as a whole, only when a metric appears that it has no column for. A `metrics.csv` that is there
+    already is continued.
+
+    Args:
+        log_dir: Folder of the run; made if absent.
+    """
+
+    NAME_HPARAMS_FILE = "hparams.yaml"
+    NAME_METRICS_FILE = "metrics.csv"
+
+    def __init__(self, log_dir: str) -> None:
+        make_folder(log_dir)
+        self.log_dir = log_dir
+        self.hparams: dict[str, Any] = {}
+        self.metrics: list[dict[str, Any]] = []  # rows not yet written
+        self.metrics_file_path = os.path.join(log_dir, self.NAME_METRICS_FILE)
+        self.hparams_file_path = os.path.join(log_dir, self.NAME_HPARAMS_FILE)
+        self._columns: list[str] = []  # of the file
+        self._next_step = 0
+        self._unterminated = False
+        self._hparams_changed = read_text(self.hparams_file_path) is None
+        self._continue_existing_file()
+
+    def log_hparams(self, params: Mapping[str, Any]) -> None:
+        """Add hyperparameters; they are written at the next `save`.
+
+        Args:
+            params: Name to value.
+        """
+        self.hparams.update(params)
+        self._hparams_changed = True
+
+    def log_metrics(self, metrics_dict: Mapping[str, Any], step: int | None = None) -> None:
+        """Add a row; it is written at the next `save`.
+
+        Args:
+            metrics_dict: Metric name to number, one-element tensor or NumPy scalar.
+            step: Its `step` column. `None` takes a metric called `step`, or else the number after the last row's.
+        """
+        row = {}
+        for name, value in metrics_dict.items():
+            kind = type(value)
+            row[name] = value if kind is float or kind is int else to_scalar(value)
+        if step is None:
+            step = row.get("step", self._next_step)
+        row["step"] = step
+        self._next_step = int(step) + 1
+        self.metrics.append(row)
+
+    def save(self) -> None:
+        """Write the buffered rows, and the hyperparameters if they changed."""
+        if self._hparams_changed:
+            write_hparams(self.hparams_file_path, self.hparams)
+            self._hparams_changed = False
+        if not self.metrics:
+            return
+        known = set(self._columns)
+        new = {name for row in self.metrics for name in row if name not in known}
+        if new:
+            self._rewrite(sorted(known | new))
+        else:
+            start = "\n" if self._unterminated else ""
+            append_text(self.metrics_file_path, start + _csv_text(_fields(self.metrics, self._columns)))
+        self._unterminated = False
+        self.metrics = []
+
+    def _rewrite(self, columns: list[str]) -> None:
+        """Write all rows, old and buffered, under a new header."""
+        old = csv.DictReader(io.StringIO(read_text(self.metrics_file_path) or "", newline=""))
+        rows = [columns, *_fields(old, columns), *_fields(self.metrics, columns)]
+        replace_text(self.metrics_file_path, _csv_text(rows))
+        self._columns = columns
+
+    def _continue_existing_file(self) -> None:
+        text = read_text(self.metrics_file_path)
+        if not text:
+            return
+        rows = csv.DictReader(io.StringIO(text, newline=""))
+        self._columns = list(rows.fieldnames or [])
+        self._unterminated = not text.endswith("\n")
+        for row in rows:
+            if row.get("step"):
+                self._next_step = int(float(row["step"])) + 1
+        rank_zero_warn(
+            f"{self.metrics_file_path!r} holds the metrics of an earlier run. The rows of this run are added to them,"
+            " and `hparams.yaml` is replaced. Leave `version` out, or choose another, to keep the runs apart."
+        )
+
+
+class CSVLogger(VersionedLogger):
+    """Log metrics to `<save_dir>/<name>/version_<n>/metrics.csv` and hyperparameters to `hparams.yaml` beside it.
+
+    Rows go to the file after every `flush_logs_every_n_steps` of them, in `save` and `finalize`, when the logger ends
+    with the process, and with the first row logged 5 seconds or more after the last time.
+
+    Args:
+        save_dir: Where all experiments are kept.
+        name: Folder of the experiment; `None` or an empty string for none.
+        version: Number or name of the run's folder. `None` takes the next free number at first use. If the folder has
+            metrics of an earlier run, they are continued, with a warning.
+        prefix: Put in front of every metric's name, joined by `-`.
+        flush_logs_every_n_steps: How many rows are buffered.
+
+    Example::
+
+        logger = CSVLogger("logs", name="mnist")
+        trainer = Trainer(logger=logger)
+    """
+
+    def __init__(
+        self,
+        save_dir: str | os.PathLike[str],
+        name: str | None = "lightning_logs",
+        version: int | str | None = None,
+        prefix: str = "",
+        flush_logs_every_n_steps: int = 100,
+    ) -> None:
+        super().__init__(save_dir, name, version, prefix)
+        self._flush_logs_every_n_steps = flush_logs_every_n_steps
+        self._experiment: ExperimentWriter | None = None
+        self._saved_at_s = 0.0
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> ExperimentWriter:
+        """The writer of this run's files; the first use makes the folder."""
+        if self._experiment is None:
+            log_dir = self.log_dir
+            self._experiment = ExperimentWriter(log_dir)
+            self._saved_at_s = time.monotonic()
+            weakref.finalize(self, _save_at_exit, self._experiment, os.getpid())
+        return self._experiment
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Add a row.
+
+        Args:
+            metrics: Metric name to number, one-element tensor or NumPy scalar.
+            step: The row's `step` column; `None` takes a metric called `step`, or else the number after the last row's.
+
+        Raises:
+            ValueError: A value has more than one element.
+        """
+        writer = self._experiment or self.experiment
+        writer.log_metrics(self._prefixed(metrics), step)
+        if len(writer.metrics) >= self._flush_logs_every_n_steps or time.monotonic() - self._saved_at_s >= _FOLLOW_S:
+            self.save()
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace | None = None) -> None:
+        """Add hyperparameters; `hparams.yaml` is written at the next `save`.
+
+        Args:
+            params: Name to value.
+        """
+        self.experiment.log_hparams(convert_params(params))
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the buffered rows, and the hyperparameters if they changed."""
+        if self._experiment is not None:
+            self._experiment.save()
+            self._saved_at_s = time.monotonic()
+
+
+def _fields(rows: Iterable[Mapping[str, Any]], columns: list[str]) -> list[list[Any]]:
+    return [[row.get(column, "") for column in columns] for row in rows]
+
+
+def _csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _save_at_exit(writer: ExperimentWriter, owner_pid: int) -> None:
+    """Keep the last rows of a program that ends without `finalize`; forked children leave them to their owner."""
+    if os.getpid() == owner_pid and writer.metrics:
+        writer.save()

@@ -1,0 +1,217 @@
+"""Metrics, hyperparameters and graphs for TensorBoard."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from argparse import Namespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fulmen.loggers.hparams_file import write_hparams
+from fulmen.loggers.logger import rank_zero_experiment
+from fulmen.loggers.params import convert_params, flatten_dict, sanitize_params, to_scalar
+from fulmen.loggers.versioned import VersionedLogger
+from fulmen.utilities.lazy import is_installed, require
+from fulmen.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from fulmen.utilities.tree import move_data_to_device
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+__all__ = ["TensorBoardLogger"]
+
+
+class TensorBoardLogger(VersionedLogger):
+    """Log to event files in `<save_dir>/<name>/version_<n>[/<sub_dir>]`, with the hyperparameters in `hparams.yaml`.
+
+    Needs the package `tensorboard`, or else `tensorboardX`.
+
+    Args:
+        save_dir: Where all experiments are kept.
+        name: Folder of the experiment; `None` or an empty string for none.
+        version: Number or name of the run's folder. `None` takes the next free number at first use.
+        log_graph: Record the model's graph; needs `model.example_input_array`.
+        default_hp_metric: Log `hp_metric = -1` with hyperparameters that come without metrics, because TensorBoard
+            lists only runs that have a metric.
+        prefix: Put in front of every metric's name, joined by `-`.
+        sub_dir: Folder inside the version's folder.
+        kwargs: Further arguments of `SummaryWriter`, e.g. `max_queue` or `flush_secs`.
+
+    Raises:
+        ModuleNotFoundError: Neither package is installed.
+
+    Example::
+
+        logger = TensorBoardLogger("logs", name="mnist")
+        trainer = Trainer(logger=logger)
+    """
+
+    def __init__(
+        self,
+        save_dir: str | os.PathLike[str],
+        name: str | None = "lightning_logs",
+        version: int | str | None = None,
+        log_graph: bool = False,
+        default_hp_metric: bool = True,
+        prefix: str = "",
+        sub_dir: str | os.PathLike[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(save_dir, name, version, prefix)
+        self._writer_package = _writer_package()
+        self._sub_dir = None if sub_dir is None else os.fspath(sub_dir)
+        self._log_graph = log_graph
+        self._default_hp_metric = default_hp_metric
+        self._writer_kwargs = kwargs
+        self._experiment: Any = None
+        self._hparams_changed = False
+        self.hparams: dict[str, Any] = {}
+
+    @property
+    def sub_dir(self) -> str | None:
+        """Folder inside the version's folder, as given."""
+        return self._sub_dir
+
+    @property
+    def log_dir(self) -> str:
+        """Folder of this run's event files."""
+        if self._sub_dir is None:
+            return super().log_dir
+        return os.path.join(super().log_dir, os.path.expandvars(os.path.expanduser(self._sub_dir)))
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> SummaryWriter:
+        """The `SummaryWriter`; the first use makes the folder and an event file."""
+        if self._experiment is None:
+            package = require(self._writer_package, extra="loggers", for_="TensorBoardLogger")
+            self._experiment = package.SummaryWriter(log_dir=self.log_dir, **self._writer_kwargs)
+            self._hparams_changed = not os.path.exists(self._hparams_file)
+        writer: SummaryWriter = self._experiment
+        return writer
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Add one value to each metric's curve.
+
+        Args:
+            metrics: Metric name to number, one-element tensor or NumPy scalar; or to a dict of those, which are drawn
+                as several curves in one chart.
+            step: Place on the x axis.
+
+        Raises:
+            ValueError: A value is not a scalar.
+        """
+        writer = self.experiment
+        for name, value in self._prefixed(metrics).items():
+            if isinstance(value, dict):
+                writer.add_scalars(name, {key: _number(f"{name}/{key}", one) for key, one in value.items()}, step)
+            else:
+                writer.add_scalar(name, _number(name, value), step)
+
+    @rank_zero_only
+    def log_hyperparams(
+        self,
+        params: dict[str, Any] | Namespace,
+        metrics: dict[str, Any] | float | None = None,
+        step: int | None = None,
+    ) -> None:
+        """Record hyperparameters, for TensorBoard's HPARAMS page and for `hparams.yaml`.
+
+        Args:
+            params: Name to value; nested ones are listed as `outer/inner`.
+            metrics: Results to list beside them; a single number is named `hp_metric`.
+            step: Place of the metrics on the x axis; default 0.
+        """
+        given = convert_params(params)
+        writer = self.experiment
+        self.hparams.update(given)
+        self._hparams_changed = True
+        if metrics is None:
+            metrics = {"hp_metric": -1} if self._default_hp_metric else {}
+        elif not isinstance(metrics, dict):
+            metrics = {"hp_metric": metrics}
+        self.log_metrics(metrics, 0 if step is None else step)
+
+        summary = require(f"{self._writer_package}.summary", extra="loggers", for_="TensorBoardLogger")
+        values = {name: _number(name, value) for name, value in self._prefixed(metrics).items()}
+        for part in summary.hparams(sanitize_params(flatten_dict(given)), values):
+            writer._get_file_writer().add_summary(part)  # `add_hparams` would start another run in a subfolder
+
+    @rank_zero_only
+    def log_graph(self, model: nn.Module, input_array: Tensor | tuple[Any, ...] | None = None) -> None:
+        """Record the model's graph, if the logger was made with `log_graph=True`.
+
+        Args:
+            model: The model; it is traced in evaluation mode.
+            input_array: Example input of its `forward`, a tensor or a tuple; default `model.example_input_array`.
+        """
+        if not self._log_graph:
+            return
+        if input_array is None:
+            input_array = getattr(model, "example_input_array", None)
+        if not isinstance(input_array, (Tensor, tuple)):
+            rank_zero_warn(
+                f"`TensorBoardLogger(log_graph=True)` cannot trace {type(model).__name__}: `example_input_array` is"
+                f" {input_array!r}. Set it in the model to a tensor, or a tuple of the arguments of `forward`."
+            )
+            return
+        parameter = next(model.parameters(), None)
+        device = torch.device("cpu") if parameter is None else parameter.device
+        with warnings.catch_warnings():
+            # `add_graph` of torch calls what torch deprecates; the user can do nothing about it
+            warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=DeprecationWarning)
+            self.experiment.add_graph(model, move_data_to_device(input_array, device))
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write out buffered events, and `hparams.yaml` if the hyperparameters changed."""
+        if self._experiment is None:
+            return
+        self._experiment.flush()
+        if self._hparams_changed:
+            write_hparams(self._hparams_file, self.hparams)
+            self._hparams_changed = False
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write out everything and close the event file; a later call opens a new one in the same folder.
+
+        Args:
+            status: How the run ended.
+        """
+        self.save()
+        if self._experiment is not None:
+            self._experiment.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the open event file, so that the logger can go to other processes."""
+        return {**self.__dict__, "_experiment": None}
+
+    @property
+    def _hparams_file(self) -> str:
+        return os.path.join(self.log_dir, self.NAME_HPARAMS_FILE)
+
+
+def _writer_package() -> str:
+    if is_installed("tensorboard"):
+        return "torch.utils.tensorboard"
+    if is_installed("tensorboardX"):
+        return "tensorboardX"
+    raise ModuleNotFoundError(
+        "`TensorBoardLogger` needs the package `tensorboard` or `tensorboardX`, and neither is installed."
+        " Install one: pip install 'fulmen[loggers]'"
+    )
+
+
+def _number(name: str, value: Any) -> float:
+    number = to_scalar(value)
+    if not isinstance(number, (int, float)):
+        raise ValueError(
+            f"The metric {name!r} is of type {type(value).__name__}, but TensorBoard draws numbers."
+            " Log a number, a one-element tensor, or a dict of those; for other things use `logger.experiment`."
+        )
+    return number

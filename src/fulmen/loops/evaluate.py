@@ -1,0 +1,274 @@
+"""Validation and testing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from fulmen.core.module import LightningModule
+from fulmen.data.prefetch import EvalBatches
+from fulmen.loops.progress import Progress
+from fulmen.loops.transfer import choose_transfer
+from fulmen.metrics.store import MetricStore
+from fulmen.utilities.model_helpers import is_overridden
+from fulmen.utilities.signature_utils import is_param_in_hook_signature
+
+if TYPE_CHECKING:
+    from fulmen.trainer.trainer import Trainer
+
+__all__ = ["EvaluationLoop", "no_gradients", "step_arguments"]
+
+_HOOK_WORD = {"validate": "validation", "test": "test"}
+_LOADER_WORD = {"validate": "val", "test": "test"}
+
+
+class EvaluationLoop:
+    """Runs a module over validation or test data; owns the counters and what is logged meanwhile.
+
+    Args:
+        trainer: The Trainer that runs it.
+        stage: `"validate"` or `"test"`.
+        inside_fit: Whether this is the validation within training.
+    """
+
+    def __init__(self, trainer: Trainer, stage: str, *, inside_fit: bool = False) -> None:
+        self.trainer = trainer
+        self.stage = stage
+        self.inside_fit = inside_fit
+        # ---- parts, made anew by each run
+        self.batches: EvalBatches | None = None
+        # ---- state
+        self.progress = Progress()
+        self.metrics = MetricStore(is_training=False)
+        self._epoch_of_last_load = -1
+        self._position: dict[str, Any] | None = None
+        self._rows: list[int] = []
+
+    def run(self, *, max_batches: list[int | float] | None = None) -> list[dict[str, float]]:
+        """Evaluate once; return the epoch's metrics, one dict per dataloader.
+
+        Args:
+            max_batches: Bounds per dataloader that replace the usual ones (the sanity check).
+        """
+        self.load_data()
+        batches = self.batches
+        if batches is not None and max_batches is not None:
+            batches = EvalBatches(batches.loader, max_batches)
+        if batches is None or sum(batches.num_batches) == 0:
+            return []
+        trainer, module, board, word = (
+            self.trainer,
+            self.trainer.lightning_module,
+            self.trainer.metrics,
+            _HOOK_WORD[self.stage],
+        )
+        previous = board.activate(self.metrics)
+        stage_before = trainer.enter_stage(self.stage)
+        modes = recorded_modes(module)
+        hook = getattr(module, f"on_{word}_model_eval")
+        hook()
+        try:
+            with no_gradients(trainer, inside_fit=self.inside_fit):
+                results = self._evaluate(batches, word)
+        finally:
+            trainer.enter_stage(stage_before)
+            board.activate(previous)
+            trainer.scope.hook = None
+        if is_overridden(f"on_{word}_model_train", module, LightningModule):
+            getattr(module, f"on_{word}_model_train")()
+        else:
+            restore_modes(modes)
+        return results
+
+    def _evaluate(self, batches: EvalBatches, word: str) -> list[dict[str, float]]:
+        trainer, events, store, board = self.trainer, self.trainer.events, self.metrics, self.trainer.metrics
+        scope, progress = trainer.scope, self.progress
+        num_loaders = len(batches.num_batches)
+        self._begin(num_loaders)
+        on_batch_start, on_batch_end = (getattr(events, f"on_{word}_batch_{end}") for end in ("start", "end"))
+        step_name = f"{word}_step"
+        step, arguments = step_arguments(trainer, step_name, num_loaders)
+        precision = trainer.strategy.precision_plugin
+        context = nullcontext() if precision.is_plain else None
+        make_context = precision.val_step_context if word == "validation" else precision.test_step_context
+        to_device = choose_transfer(trainer)
+        total, current = progress.total, progress.current
+        current_loader = -1
+        getattr(events, f"on_{word}_start")()
+        getattr(events, f"on_{word}_epoch_start")()
+        store.in_batch = True
+        for batch, batch_idx, dataloader_idx in batches:
+            if dataloader_idx != current_loader:
+                board.refresh()
+                store.select(dataloader_idx)
+                current_loader = dataloader_idx
+            if to_device is not None:
+                batch = to_device(batch, dataloader_idx)
+            store.batch, store.batch_size = batch, None
+            total.ready += 1
+            current.ready += 1
+            progress.is_last_batch = batch_idx + 1 == batches.num_batches[dataloader_idx]
+            extra = (batch_idx, dataloader_idx) if num_loaders > 1 else (batch_idx,)
+            on_batch_start(batch, *extra)
+            total.started += 1
+            current.started += 1
+            scope.hook = step_name
+            with context or make_context():
+                output = step(*((batch, *extra)[:arguments]))
+            scope.hook = None
+            total.processed += 1
+            current.processed += 1
+            on_batch_end(output, batch, *extra)
+            total.completed += 1
+            current.completed += 1
+            if store.logs_steps:
+                self._publish_batch(dataloader_idx)
+            if trainer.signals.received is not None:
+                trainer.signals.raise_received()
+        return self._finish(word, num_loaders)
+
+    def _begin(self, num_loaders: int) -> None:
+        store = self.metrics
+        store.leave_batches()
+        store.reset()
+        store.num_dataloaders = num_loaders
+        self.progress.reset_current()
+        if not self.inside_fit:
+            self.progress.reset()
+        if len(self._rows) != num_loaders:
+            self._rows = [0] * num_loaders
+        if self.batches is not None:
+            self.batches.set_epoch(self.trainer.current_epoch)
+
+    def _finish(self, word: str, num_loaders: int) -> list[dict[str, float]]:
+        trainer, events, board = self.trainer, self.trainer.events, self.trainer.metrics
+        board.refresh()
+        self.metrics.leave_batches()
+        getattr(events, f"on_{word}_epoch_end")()
+        board.refresh()
+        if not trainer.sanity_checking:
+            board.publish_epoch(trainer.fit_loop.batches_that_stepped, trainer.current_epoch)
+        results = board.evaluation_results(num_loaders)
+        getattr(events, f"on_{word}_end")()
+        return results
+
+    def _publish_batch(self, dataloader_idx: int) -> None:
+        """Send a row per batch; its x axis is the batches of this loader evaluated so far, over all epochs."""
+        if not self.trainer.sanity_checking:
+            self.trainer.metrics.publish_step(self._rows[dataloader_idx], None)
+            self._rows[dataloader_idx] += 1
+
+    # ---- data
+    def load_data(self) -> None:
+        """Ask for the loaders, the first time and when they are due again."""
+        trainer = self.trainer
+        every, epoch = trainer.reload_dataloaders_every_n_epochs, trainer.current_epoch
+        if self.batches is not None and not (self.inside_fit and every and epoch - self._epoch_of_last_load >= every):
+            return
+        if self.batches is not None:
+            self.batches.close()
+        loader, limits = trainer.sources.eval_loaders(_LOADER_WORD[self.stage])
+        self.batches = EvalBatches(loader, limits, wrap_next=trainer.profiled_next("[_EvaluationLoop].val_next"))
+        self._epoch_of_last_load = epoch
+        self._rows = [0] * len(limits)
+        if not trainer.sanity_checking:  # the check draws batches, too
+            self.apply_position()
+
+    def forget_data(self) -> None:
+        """Let the loaders of an earlier run go."""
+        if self.batches is not None:
+            self.batches.close()
+        self.batches = None
+
+    @property
+    def max_batches(self) -> list[int | float]:
+        """Batches of each dataloader."""
+        return [] if self.batches is None else list(self.batches.num_batches)
+
+    @property
+    def batch_progress(self) -> Progress:
+        """Counters of batches."""
+        return self.progress
+
+    # ---- checkpoints
+    def progress_state(self) -> dict[str, Any]:
+        """Return the counters."""
+        return {**self.progress.state_dict(), "is_last_batch": self.progress.is_last_batch}
+
+    def position_state(self) -> dict[str, Any] | None:
+        """Return what the loaders need to give the same batches again."""
+        return None if self.batches is None else self.batches.state_dict()
+
+    def load_position_state(self, state: dict[str, Any] | None) -> None:
+        """Keep what `position_state` returned until the loaders are there."""
+        self._position = state
+
+    def apply_position(self) -> None:
+        """Let the loaders go on as the checkpoint's would have."""
+        if self.batches is not None and self._position is not None:
+            self.batches.load_state_dict(self._position)
+            self._position = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counters under Lightning's keys."""
+        return {"state_dict": {}, "batch_progress": self.progress_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+        self.progress.load_state_dict(state["batch_progress"])
+
+
+@contextmanager
+def no_gradients(trainer: Trainer, *, inside_fit: bool) -> Iterator[None]:
+    """Switch gradients off; inference mode only where no tensor of it can get into training."""
+    inference = trainer.inference_mode and not inside_fit
+    context: AbstractContextManager[Any] = torch.inference_mode() if inference else torch.no_grad()
+    with context:
+        yield
+
+
+def step_arguments(trainer: Trainer, name: str, num_dataloaders: int) -> tuple[Callable[..., Any], int]:
+    """Return a step method, called through the strategy, and how many of (batch, batch_idx, dataloader_idx) it takes.
+
+    Raises:
+        RuntimeError: It does not take the dataloader's index where there are several, or demands it where there is one.
+    """
+    method = getattr(trainer.lightning_module, name)
+    check_dataloader_idx(method, name, num_dataloaders)
+    step = getattr(trainer.strategy, name)
+    if num_dataloaders > 1:
+        return step, 3
+    return step, 2 if is_param_in_hook_signature(method, "batch_idx", min_args=2) else 1
+
+
+def check_dataloader_idx(method: Callable[..., Any], name: str, num_dataloaders: int) -> None:
+    """Check a step's or hook's signature against the number of dataloaders."""
+    import inspect
+
+    parameters = inspect.signature(method).parameters
+    parameter = parameters.get("dataloader_idx")
+    takes_any = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters.values())
+    if num_dataloaders > 1 and parameter is None and not takes_any:
+        raise RuntimeError(
+            f"There are {num_dataloaders} dataloaders, but `{name}` does not take `dataloader_idx`."
+            f" Add it as the last parameter: `def {name}(self, batch, batch_idx, dataloader_idx)`."
+        )
+    if num_dataloaders == 1 and parameter is not None and parameter.default is inspect.Parameter.empty:
+        raise RuntimeError(
+            f"`{name}` demands `dataloader_idx`, but there is only one dataloader."
+            " Remove the parameter, or give it a default: `dataloader_idx=0`."
+        )
+
+
+def recorded_modes(module: nn.Module) -> dict[nn.Module, bool]:
+    return {child: child.training for child in module.modules()}
+
+
+def restore_modes(modes: dict[nn.Module, bool]) -> None:
+    for child, training in modes.items():
+        if child.training != training:
+            child.training = training

@@ -1,0 +1,407 @@
+"""The training loop. `FitLoop.run` is the page to read."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING, Any
+
+from fulmen.data.prefetch import TrainBatches
+from fulmen.loops.evaluate import EvaluationLoop
+from fulmen.loops.limits import Limits
+from fulmen.loops.optimization import AutomaticOptimization, ManualOptimization
+from fulmen.loops.progress import FitProgress, Progress
+from fulmen.loops.resume import FitResume
+from fulmen.loops.schedule import SchedulerSteps, ValidationPlan, validation_interval
+from fulmen.loops.transfer import choose_transfer
+from fulmen.metrics.store import MetricStore
+from fulmen.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from fulmen.utilities.warnings import PossibleUserWarning
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fulmen.trainer.trainer import Trainer
+
+__all__ = ["FitLoop"]
+
+log = logging.getLogger(__name__)
+SKIP_EPOCH = -1
+
+
+class FitLoop:
+    """Trains: owns the counters, the training batches and what is logged while training.
+
+    Args:
+        trainer: The Trainer that runs it.
+        limits: When training ends.
+    """
+
+    def __init__(self, trainer: Trainer, limits: Limits) -> None:
+        self.trainer = trainer
+        self.limits = limits
+        # ---- parts, made anew by each run
+        self.val_loop = EvaluationLoop(trainer, "validate", inside_fit=True)
+        self.batches: TrainBatches | None = None
+        self.optimization: AutomaticOptimization | ManualOptimization | None = None
+        self.resume = FitResume(self)
+        self.plan: ValidationPlan | None = None
+        # ---- state
+        self.progress = FitProgress()
+        self.metrics = MetricStore(is_training=True)
+        self.batch_idx = 0
+        self.sanity_metric_names: set[str] | None = None
+        self._epoch_of_last_load = -1
+        self._told_minima = False
+        self._stopped_for = ""
+
+    # ---- the loop
+    def run(self) -> None:  # noqa: C901 - the loop on one page is the point
+        """Train until a limit is reached: epochs outside, batches inside."""
+        if not self._prepare():
+            return
+        trainer, events, done = self.trainer, self.trainer.events, self.progress
+        total, current = done.batches.total, done.batches.current
+        store, board, signals = self.metrics, trainer.metrics, trainer.signals
+        schedulers = self._schedulers
+        events.on_train_start()
+        self.resume.continue_interrupted()
+        while not self._is_done():
+            # ---- one epoch
+            optimization, to_device, window = self._begin_epoch()
+            for batch, batch_idx, is_last in self.batches:  # type: ignore[union-attr]  # `_prepare` made them
+                # ---- one batch
+                total.ready += 1
+                current.ready += 1
+                self.batch_idx, done.batches.is_last_batch = batch_idx, is_last
+                if batch is None:
+                    self._skip_batch()
+                    continue
+                if to_device is not None:
+                    batch = to_device(batch, 0)
+                store.batch, store.batch_size = batch, None
+                if events.on_train_batch_start(batch, batch_idx) == SKIP_EPOCH:
+                    break
+                total.started += 1
+                current.started += 1
+                due = window == 1 or is_last or (batch_idx + 1) % window == 0
+                divisor = 1 if window == 1 else self._window_length(batch_idx, window)
+                outputs = optimization.step(batch, batch_idx, due=due, divisor=divisor)
+                total.processed += 1
+                current.processed += 1
+                schedulers.after_batch(due, is_last)
+                events.on_train_batch_end(outputs, batch, batch_idx)
+                total.completed += 1
+                current.completed += 1
+                if due and self._log_every and self._row_is_due():
+                    board.publish_step(done.batches_that_stepped, trainer.current_epoch)
+                if self._validates and self._validation_is_due(is_last):
+                    self.validate()
+                schedulers.after_validation(due)
+                done.batches_that_stepped += due
+                if due and (trainer.should_stop or self._max_steps is not None) and self._stops_inside_epoch():
+                    break
+                if due and signals.received is not None:
+                    signals.raise_received()
+            self._end_epoch()
+        rank_zero_info(f"`Trainer.fit` stopped: {self._stopped_for}.")
+        events.on_train_end()
+
+    # ---- before the loop
+    def _prepare(self) -> bool:
+        trainer = self.trainer
+        self.resolve_max_epochs()
+        self._epoch_of_last_load = -1 if self.batches is None else self._epoch_of_last_load
+        self.load_data()
+        if self._is_done(quiet=True) or self.num_batches == 0:
+            return False
+        self.resume.classify()
+        if self.validation_enabled and self.plan.epoch_is_due(self.progress.epochs.current.completed):  # type: ignore[union-attr]
+            self.val_loop.load_data()
+        self.resume.load_position(self.batches)  # type: ignore[arg-type]
+        self._schedulers = SchedulerSteps(
+            trainer.lr_scheduler_configs, trainer.lightning_module, self.progress, lambda: trainer.callback_metrics
+        )
+        self._log_every = trainer.log_every_n_steps if trainer.loggers else 0
+        trainer.metrics.activate(self.metrics)
+        return True
+
+    def resolve_max_epochs(self) -> None:
+        """Settle what `max_epochs=None` means for this run."""
+        limits = self.limits
+        unbounded = limits.max_epochs is None and limits.max_steps is None and not limits.endless
+        if unbounded and not self.trainer.has_timer:
+            rank_zero_warn(
+                "`max_epochs` was not set, so training ends after 1000 epochs."
+                " Set `Trainer(max_epochs=-1)` to train without an end.",
+                category=PossibleUserWarning,
+            )
+            self.limits = limits.with_max_epochs(1000)
+
+    def load_data(self) -> None:
+        """Ask for the training loader, the first time and when it is due again."""
+        trainer, epoch = self.trainer, self.progress.epochs.current.completed
+        every = trainer.reload_dataloaders_every_n_epochs
+        if self.batches is not None and not (every and epoch - self._epoch_of_last_load >= every):
+            return
+        if self.batches is not None:
+            self.batches.close()
+        loader, limit = trainer.sources.train_loader()
+        self.batches = TrainBatches(
+            loader, limit=limit, wrap_next=trainer.profiled_next("[_TrainingEpochLoop].train_dataloader_next")
+        )
+        self._epoch_of_last_load = epoch
+        self.plan = ValidationPlan(
+            self._interval(limit), every_n_epochs=trainer.check_val_every_n_epoch, seconds=trainer.val_check_seconds
+        )
+
+    def _interval(self, num_batches: int | float) -> int | float:
+        trainer = self.trainer
+        return validation_interval(
+            trainer.val_check_interval,
+            num_batches,
+            every_n_epochs=trainer.check_val_every_n_epoch,
+            has_validation=trainer.limit_val_batches != 0,
+        )
+
+    def forget_data(self) -> None:
+        """Let the loaders of an earlier run go."""
+        if self.batches is not None:
+            self.batches.close()
+        self.batches = None
+        self.val_loop.forget_data()
+
+    # ---- one epoch
+    def _begin_epoch(self) -> tuple[AutomaticOptimization | ManualOptimization, Any, int]:
+        trainer, events, done, store = self.trainer, self.trainer.events, self.progress, self.metrics
+        epoch = done.epochs.current.completed
+        self.load_data()
+        self.batches.set_epoch(epoch)  # type: ignore[union-attr]  # loaded above
+        events.refresh()
+        if self.resume.is_mid_epoch:
+            self.resume.consume()
+        else:
+            store.leave_batches()
+            store.reset()
+            done.epochs.increment("ready")
+            events.on_train_epoch_start()
+            done.epochs.increment("started")
+            done.begin_epoch()
+        self.optimization = trainer.make_optimization()
+        self._validates = self.validation_enabled and self.plan.epoch_is_due(epoch)  # type: ignore[union-attr]
+        self._max_steps = self.limits.max_steps
+        store.in_batch = True
+        window = trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else 1
+        return self.optimization, choose_transfer(trainer), window
+
+    def _end_epoch(self) -> None:
+        trainer, done = self.trainer, self.progress
+        self.optimization.finish_window()  # type: ignore[union-attr]  # an epoch has begun
+        trainer.metrics.refresh()
+        self.metrics.leave_batches()
+        done.epochs.increment("processed")
+        trainer.events.on_train_epoch_end()
+        self._schedulers.after_epoch()
+        trainer.metrics.publish_epoch(done.batches_that_stepped - 1, trainer.current_epoch)
+        trainer.metrics.refresh()
+        done.epochs.increment("completed")
+        self.optimization.check_last_loss()  # type: ignore[union-attr]
+        if trainer.signals.received is not None:
+            trainer.signals.raise_received()
+
+    def _skip_batch(self) -> None:
+        rank_zero_warn("The training dataloader yielded None; this batch is skipped. Check the collate function.")
+        for key in ("started", "processed", "completed"):
+            self.progress.batches.increment(key)
+
+    def _window_length(self, batch_idx: int, window: int) -> int:
+        """Return how many batches the accumulation window of this batch has, shorter at the end of the epoch."""
+        left = self.num_batches - (batch_idx - batch_idx % window)
+        return window if math.isinf(left) else min(window, int(left))
+
+    def _row_is_due(self) -> bool:
+        trainer = self.trainer
+        every = self._log_every
+        return (
+            (self.progress.batches_that_stepped + 1) % every == 0 or trainer.should_stop or bool(trainer.fast_dev_run)
+        )
+
+    # ---- validation
+    @property
+    def validation_enabled(self) -> bool:
+        """Whether this fit validates at all."""
+        return self.trainer.enable_validation
+
+    def _validation_is_due(self, is_last: bool) -> bool:
+        if self.plan.due(self.batch_idx, self.progress.batches.total.ready, is_last):  # type: ignore[union-attr]
+            return True
+        return self.trainer.should_stop and self.limits.minima_met(self.progress)
+
+    def validate(self) -> None:
+        """Run the validation that is due now."""
+        trainer = self.trainer
+        optimization = self.optimization
+        if not (isinstance(optimization, AutomaticOptimization) and optimization.window_batches):
+            trainer.lightning_module.on_validation_model_zero_grad()
+        self.val_loop.run()
+        self.plan.ran()  # type: ignore[union-attr]  # made with the data
+
+    # ---- what a checkpoint interrupted
+    def finish_batch(self) -> None:
+        """Validate after the batch in whose last hook a checkpoint was taken, if it is due there."""
+        self._validates = self.validation_enabled and self.plan.epoch_is_due(self.trainer.current_epoch)  # type: ignore[union-attr]
+        self.batch_idx = self.progress.batches.current.processed - 1
+        if self._validates and self._validation_is_due(self.progress.batches.is_last_batch):
+            self.validate()
+        self._schedulers.after_validation(stepped=True)
+
+    def finish_epoch_schedulers(self) -> None:
+        """Step the schedulers that wait for an epoch's metrics, when the checkpoint was taken just before."""
+        self.progress.epochs.current.completed -= 1
+        self._schedulers.after_epoch()
+        self.progress.epochs.current.completed += 1
+
+    # ---- when to stop
+    def _is_done(self, *, quiet: bool = False) -> bool:
+        """Tell at the border of an epoch whether training is over, and keep the reason."""
+        trainer, done = self.trainer, self.progress
+        if self.num_batches == 0:
+            self._stopped_for = "there are no training batches"
+            return True
+        if (reason := self.limits.reached(done)) is not None:
+            self._stopped_for = reason
+            return True
+        return not quiet and trainer.should_stop and self._may_stop()
+
+    def _stops_inside_epoch(self) -> bool:
+        if (reason := self.limits.steps_reached(self.progress)) is not None:
+            self._stopped_for = reason
+            return True
+        return self.trainer.should_stop and self._may_stop()
+
+    def _may_stop(self) -> bool:
+        if self.limits.minima_met(self.progress):
+            self._stopped_for = "`trainer.should_stop` was set"
+            return True
+        if not self._told_minima:
+            rank_zero_info(
+                f"A stop was asked for, but `min_epochs={self.limits.min_epochs}` or"
+                f" `min_steps={self.limits.min_steps}`"
+                " is not met yet; training goes on."
+            )
+            self._told_minima = True
+        return False
+
+    # ---- what others read
+    @property
+    def num_batches(self) -> int | float:
+        """Training batches of an epoch; infinite while not loaded, or for loaders without length."""
+        return math.inf if self.batches is None else self.batches.num_batches
+
+    @property
+    def max_epochs(self) -> int | None:
+        """The bound on epochs: -1 is endless, None not settled yet."""
+        return -1 if self.limits.endless else self.limits.max_epochs
+
+    @max_epochs.setter
+    def max_epochs(self, value: int | None) -> None:
+        self.limits = self.limits.with_max_epochs(value)
+
+    @property
+    def max_steps(self) -> int:
+        """The bound on optimizer steps, -1 for none."""
+        return -1 if self.limits.max_steps is None else self.limits.max_steps
+
+    @property
+    def min_epochs(self) -> int:
+        """Epochs before which a request to stop is not obeyed."""
+        return self.limits.min_epochs
+
+    @property
+    def min_steps(self) -> int:
+        """Optimizer steps before which a request to stop is not obeyed."""
+        return self.limits.min_steps
+
+    @property
+    def global_step(self) -> int:
+        """Completed optimizer steps."""
+        return self.progress.global_step
+
+    @property
+    def epoch_progress(self) -> Progress:
+        """Counters of epochs."""
+        return self.progress.epochs
+
+    @property
+    def batch_progress(self) -> Progress:
+        """Counters of training batches."""
+        return self.progress.batches
+
+    @property
+    def total_batch_idx(self) -> int:
+        """Index of the current batch over all epochs."""
+        return self.progress.batches.total.ready - 1
+
+    @property
+    def batches_that_stepped(self) -> int:
+        """Batches on which an optimizer step was due: the loggers' x axis."""
+        return self.progress.batches_that_stepped
+
+    @property
+    def _batches_that_stepped(self) -> int:  # published callbacks and loggers read this name
+        return self.progress.batches_that_stepped
+
+    @property
+    def is_last_batch(self) -> bool:
+        """Whether the current batch is the last of its epoch."""
+        return self.progress.batches.is_last_batch
+
+    @property
+    def has_started_window(self) -> bool:
+        """Whether gradients of an unfinished accumulation window are held."""
+        return isinstance(self.optimization, AutomaticOptimization) and self.optimization.window_batches > 0
+
+    @property
+    def restarted_mid_epoch(self) -> bool:
+        """Whether the run goes on inside an epoch of a checkpoint."""
+        return self.resume.is_mid_epoch
+
+    def note_sanity_metrics(self, names: set[str]) -> None:
+        """Keep the names that the sanity check logged, so that typing errors in `monitor` show early."""
+        self.sanity_metric_names = names
+
+    @property
+    def epoch_loop(self) -> FitLoop:
+        """The same object: Lightning has a second loop here, whose `batch_progress`, `val_loop` … programs read."""
+        return self
+
+    def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Run backward for `LightningModule.manual_backward`."""
+        if not isinstance(self.optimization, ManualOptimization):
+            raise RuntimeError("`manual_backward` works only inside `training_step`, while `Trainer.fit` runs.")
+        self.optimization.backward(loss, *args, **kwargs)
+
+    # ---- checkpoints
+    def state_dict(self) -> dict[str, Any]:
+        """Return counters, and the states of loaders that have one, under Lightning's keys."""
+        states = self.batches.loader_states() if self.batches is not None else []
+        return {
+            "state_dict": {"combined_loader": states} if states else {},
+            **self.progress.state_dict(),
+            "epoch_loop.val_loop.state_dict": {},
+            "epoch_loop.val_loop.batch_progress": self.val_loop.progress_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned, or what Lightning wrote."""
+        self.progress.load_state_dict(state)
+        self.val_loop.progress.load_state_dict(state["epoch_loop.val_loop.batch_progress"])
+        self.resume.loaded(state)
+
+    def position_state(self) -> dict[str, Any]:
+        """Return where the training data stands, and what the unfinished epoch has logged."""
+        return self.resume.position_state()
+
+    def load_position_state(self, state: dict[str, Any]) -> None:
+        """Take back what `position_state` returned."""
+        self.resume.load_position_state(state)

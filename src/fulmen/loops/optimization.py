@@ -1,0 +1,409 @@
+"""One optimization step: automatic, direct or through a closure, and manual."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from torch.optim import LBFGS, Optimizer
+
+from fulmen.core.module import LightningModule
+from fulmen.core.optimizer import LightningOptimizer
+from fulmen.plugins.precision.precision import Precision
+from fulmen.strategies.strategy import Strategy
+from fulmen.utilities.exceptions import MisconfigurationException
+from fulmen.utilities.model_helpers import is_overridden
+from fulmen.utilities.optimizer_step import clear_gradients, quick_step
+from fulmen.utilities.rank_zero import rank_zero_warn
+from fulmen.utilities.signature_utils import is_param_in_hook_signature
+
+if TYPE_CHECKING:
+    from fulmen.loops.progress import FitProgress
+    from fulmen.metrics.publish import Scope
+    from fulmen.trainer.event_table import EventTable
+    from fulmen.utilities.types import STEP_OUTPUT
+
+__all__ = ["AutomaticOptimization", "ManualOptimization", "check_loss_is_finite"]
+
+
+class _Optimization:
+    """What both ways of optimizing share: the call of `training_step` and the reading of its output."""
+
+    def __init__(
+        self, strategy: Strategy, events: EventTable, scope: Scope, progress: FitProgress, *, wants_outputs: bool
+    ) -> None:
+        module = strategy.lightning_module
+        assert isinstance(module, LightningModule)  # noqa: S101 - a run has one
+        self.module: LightningModule = module
+        self.strategy = strategy
+        self.events = events
+        self.scope = scope
+        self.progress = progress
+        self.wants_outputs = wants_outputs
+        self.takes_batch_idx = takes_batch_idx(module.training_step)
+        self.precision = strategy.precision_plugin
+        # the plain context is made once; others are asked for each step, as a user's may be for one use
+        self.context: AbstractContextManager[Any] | None = nullcontext() if self.precision.is_plain else None
+        self.training_step: Callable[..., STEP_OUTPUT] = strategy.training_step
+        self.strategy_backward = is_overridden("backward", strategy, Strategy)
+        self.dispatches_backward = (
+            self.strategy_backward
+            or is_overridden("run_backward", strategy, Strategy)
+            or is_overridden("backward", module, LightningModule)
+            or not self.precision.is_plain
+        )
+
+    def differentiate(self, loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> None:
+        """Run the backward pass of `loss` between its hooks."""
+        events, scope = self.events, self.scope
+        if self.dispatches_backward or args or kwargs:
+            self._dispatch(loss, optimizer, *args, **kwargs)
+        else:
+            events.on_before_backward(loss)
+            scope.hook = "backward"
+            if not loss.requires_grad or loss.ndim:
+                loss = _differentiable(loss)
+            loss.backward()  # type: ignore[no-untyped-call]
+        scope.hook = None
+        events.on_after_backward()
+
+    def _dispatch(self, loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> None:
+        """Backward where the strategy, the precision or the module has a say in it."""
+        if self.strategy_backward:
+            self.events.on_before_backward(loss)
+            self.scope.hook = "backward"
+            self.strategy.backward(loss, optimizer, *args, **kwargs)
+            return
+        loss = self.precision.pre_backward(_differentiable(loss), self.module)
+        self.events.on_before_backward(loss)
+        self.scope.hook = "backward"
+        self.strategy.run_backward(loss, self.module, *args, optimizer=optimizer, **kwargs)
+        self.precision.post_backward(loss, self.module)
+
+
+class AutomaticOptimization(_Optimization):
+    """Clears gradients, runs backward and steps the one optimizer, once per accumulation window.
+
+    *direct* (normal): `forward_backward`, and when the window is full `before_step` and the optimizer's step.
+    *closure* (the module overrides `optimizer_step`, or the optimizer or strategy calls back): the same, handed over.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        events: EventTable,
+        scope: Scope,
+        progress: FitProgress,
+        *,
+        wants_outputs: bool,
+        optimizer: LightningOptimizer | None,
+        clip_val: float | None,
+        clip_algorithm: str | None,
+    ) -> None:
+        super().__init__(strategy, events, scope, progress, wants_outputs=wants_outputs)
+        module = self.module
+        self.wrapped = optimizer
+        self.optimizer: Optimizer | None = None if optimizer is None else optimizer.optimizer
+        self.clip = (clip_val, clip_algorithm)
+        self.clips = clip_val is not None or is_overridden("configure_gradient_clipping", module, LightningModule)
+        self.own_zero_grad = is_overridden("optimizer_zero_grad", module, LightningModule)
+        self.needs_closure = optimizer is not None and self._closure_needed()
+        if self.optimizer is not None:
+            if type(self.optimizer).zero_grad is not Optimizer.zero_grad:
+                self.own_zero_grad = True
+            self.torch_step = quick_step(self.optimizer)
+        self.outputs: dict[str, Any] = {}
+        self.last_loss: Tensor | None = None
+        # ---- the accumulation window
+        self.window_batches = 0  # batches seen in it
+        self.window_losses = 0  # batches whose loss was differentiated in it
+        self.divisor = 1  # what each loss of it is divided by
+
+    def _closure_needed(self) -> bool:
+        strategy, precision = self.strategy, self.precision
+        return (
+            is_overridden("optimizer_step", self.module, LightningModule)
+            or is_overridden("optimizer_step", strategy, Strategy)
+            or (not precision.is_plain and is_overridden("optimizer_step", precision, Precision))
+            or isinstance(self.optimizer, LBFGS)
+            or bool(getattr(self.optimizer, "_need_closure", False))
+            or _step_demands_closure(self.optimizer)
+        )
+
+    def step(self, batch: Any, batch_idx: int, *, due: bool, divisor: int) -> dict[str, Any]:
+        """Work on one batch; return the outputs for `on_train_batch_end`.
+
+        Args:
+            batch: The batch, on the device.
+            batch_idx: Its index in the epoch.
+            due: Whether it is the last of its window, so that the optimizer steps.
+            divisor: Batches in this window, as far as known; each loss is divided by it.
+        """
+        if self.window_batches == 0:
+            self.window_losses, self.divisor = 0, divisor
+        self.window_batches += 1
+        if self.needs_closure and due:
+            self._step_through_closure(batch, batch_idx)
+        else:
+            self.forward_backward(batch, batch_idx)
+            if due and self.window_losses:
+                self._step_directly()
+        if due:
+            self.window_batches = 0
+        return self.outputs
+
+    def finish_window(self) -> None:
+        """Step on what is accumulated when an epoch ended without saying which batch is its last."""
+        if self.window_batches:
+            self.window_batches = 0
+            if self.window_losses:
+                self._step_directly()
+
+    def check_last_loss(self) -> None:
+        """Warn if training has run into NaN; on a device looked at once an epoch, as reading waits for it."""
+        if self.last_loss is not None:
+            check_loss_is_finite(self.last_loss, self.progress)
+
+    def forward_backward(self, batch: Any, batch_idx: int) -> Tensor | None:
+        """Call `training_step`, clear the gradients at a window's start, and differentiate the loss."""
+        scope = self.scope
+        scope.hook = "training_step"
+        with self.context or self.precision.train_step_context():
+            output = self.training_step(batch, batch_idx) if self.takes_batch_idx else self.training_step(batch)
+        scope.hook = None
+        loss = output if output.__class__ is Tensor else _loss_of(output)
+        if loss is not None and self.divisor != 1:
+            loss = loss / self.divisor
+        self.last_loss = loss
+        if self.wants_outputs:
+            self.outputs = _outputs(output, loss)
+        if self.optimizer is not None and self.window_losses == 0:
+            self._zero_grad(batch_idx)
+        if loss is not None:
+            self.window_losses += 1
+            self.differentiate(loss, self.optimizer)
+            if loss.is_cpu and not math.isfinite(loss.item()):
+                self.check_last_loss()
+        return loss
+
+    def _zero_grad(self, batch_idx: int) -> None:
+        optimizer, progress = self.optimizer, self.progress.zero_grads
+        assert optimizer is not None  # noqa: S101 - only called with one
+        progress.total.ready += 1
+        progress.current.ready += 1
+        self.events.on_before_zero_grad(optimizer)
+        progress.total.started += 1
+        progress.current.started += 1
+        if self.own_zero_grad:
+            self.scope.hook = "optimizer_zero_grad"
+            self.module.optimizer_zero_grad(self.progress.epochs.current.completed, batch_idx, optimizer)
+            self.scope.hook = None
+        else:
+            clear_gradients(optimizer)
+        progress.total.completed += 1
+        progress.current.completed += 1
+
+    def before_step(self) -> None:
+        """Make the accumulated gradients final: unscaled, weighted by the window's true length, clipped."""
+        optimizer = self.optimizer
+        if self.dispatches_backward and optimizer is not None:
+            self.precision.unscale_gradients(optimizer)
+        if self.window_losses != self.divisor and optimizer is not None:
+            _rescale_gradients(optimizer, self.divisor / self.window_losses)
+        self.events.on_before_optimizer_step(optimizer)
+        if self.clips:
+            self.scope.hook = "configure_gradient_clipping"
+            self.module.configure_gradient_clipping(optimizer, *self.clip)  # type: ignore[arg-type]
+            self.scope.hook = None
+
+    def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], **kwargs: Any) -> Any:
+        """Step through the strategy; called by the user's `optimizer_step` on the wrapped optimizer."""
+        return self.strategy.optimizer_step(optimizer, closure, self.module, **kwargs)
+
+    def _step_directly(self) -> None:
+        steps = self.progress.optimizer_steps
+        if self.optimizer is None:  # configure_optimizers returned None: a step is a batch seen
+            steps.increment("ready")
+            steps.increment("completed")
+            return
+        if self.needs_closure:  # only to finish a window whose last batch nobody announced
+            self.before_step()
+            steps.increment("ready")
+            self.strategy.optimizer_step(self.optimizer, lambda: None, self.module)
+            steps.increment("completed")
+            return
+        self.before_step()
+        steps.total.ready += 1
+        steps.current.ready += 1
+        self.torch_step()
+        steps.total.completed += 1
+        steps.current.completed += 1
+
+    def _step_through_closure(self, batch: Any, batch_idx: int) -> None:
+        steps, calls = self.progress.optimizer_steps, 0
+        earlier_losses = self.window_losses
+
+        def closure() -> Tensor | None:
+            nonlocal calls
+            calls += 1
+            if calls > 1 and self.divisor > 1:
+                raise MisconfigurationException(
+                    f"`Trainer(accumulate_grad_batches={self.divisor})` does not work with"
+                    f" {type(self.optimizer).__name__}:"
+                    " it evaluates the closure several times per step, but only the window's last batch is at hand."
+                    " Use `accumulate_grad_batches=1`."
+                )
+            self.window_losses = earlier_losses
+            loss = self.forward_backward(batch, batch_idx)
+            if self.window_losses:
+                self.before_step()
+            return loss
+
+        steps.increment("ready")
+        self.scope.hook = "optimizer_step"
+        self.module.optimizer_step(self.progress.epochs.current.completed, batch_idx, self.wrapped, closure)  # type: ignore[arg-type]
+        self.scope.hook = None
+        if calls == 0:
+            raise MisconfigurationException(
+                f"`{type(self.module).__name__}.optimizer_step` did not call the closure, so nothing was computed."
+                " Pass it on: `optimizer.step(closure=optimizer_closure)`."
+            )
+        if self.window_losses:
+            steps.increment("completed")
+
+
+class ManualOptimization(_Optimization):
+    """Only calls `training_step`; the user steps. Counts what their optimizers do."""
+
+    def step(self, batch: Any, batch_idx: int, *, due: bool, divisor: int) -> Any:
+        """Work on one batch; return what `training_step` returned, its loss detached."""
+        scope = self.scope
+        scope.hook = "training_step"
+        with self.context or self.precision.train_step_context():
+            output = self.training_step(batch, batch_idx) if self.takes_batch_idx else self.training_step(batch)
+        scope.hook = None
+        if isinstance(output, Mapping):
+            return {**output, "loss": output["loss"].detach()} if "loss" in output else dict(output)
+        if output is None:
+            return {}
+        if not isinstance(output, Tensor):
+            raise MisconfigurationException(
+                f"With manual optimization `training_step` must return a tensor, a mapping or None, but it returned a"
+                f" {type(output).__name__}."
+            )
+        return {"loss": output.detach().clone()}
+
+    def finish_window(self) -> None:
+        """Do nothing: windows are the user's in manual optimization."""
+
+    def check_last_loss(self) -> None:
+        """Do nothing: losses are the user's in manual optimization."""
+
+    def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], **kwargs: Any) -> Any:
+        """Step one of the user's optimizers, counted and with its hook."""
+        steps, hook = self.progress.manual_steps, self.scope.hook
+
+        def prepared() -> Any:
+            result = closure()
+            self.precision.unscale_gradients(optimizer)
+            self.events.on_before_optimizer_step(optimizer)
+            return result
+
+        steps.increment("ready")
+        result = self.strategy.optimizer_step(optimizer, prepared, self.module, **kwargs)
+        self.scope.hook = hook
+        steps.increment("completed")
+        return result
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Differentiate a loss of the user's, with the hooks around it."""
+        hook = self.scope.hook
+        self.differentiate(loss, None, *args, **kwargs)
+        self.scope.hook = hook
+
+
+def takes_batch_idx(step: Callable[..., Any]) -> bool:
+    """Tell whether a step method wants the batch's index as second argument."""
+    return is_param_in_hook_signature(step, "batch_idx", min_args=2)
+
+
+def check_loss_is_finite(loss: Tensor, progress: FitProgress) -> None:
+    """Warn, once for each place, of a loss that is NaN or infinite."""
+    value = loss.item()  # sync: called at an epoch's end, or when the loss is on the CPU
+    if math.isfinite(value):
+        return
+    rank_zero_warn(
+        f"The loss is {value} at epoch {progress.epochs.current.completed}, batch {progress.batches.current.ready - 1}"
+        f" (global step {progress.global_step}); from here on the weights are likely to be {value} too."
+        " Find the operation with `Trainer(detect_anomaly=True)`, look at the batch, lower the learning rate, or set"
+        " `gradient_clip_val`. To stop in such a case, use `EarlyStopping(..., check_finite=True)`.",
+        category=RuntimeWarning,
+    )
+
+
+def _loss_of(output: Any) -> Tensor | None:
+    if isinstance(output, Tensor):
+        return output
+    if output is None:
+        return None
+    if not isinstance(output, Mapping):
+        raise MisconfigurationException(
+            "`training_step` must return the loss as a tensor, a mapping with the key 'loss', or None to skip the"
+            " batch,"
+            f" but it returned a {type(output).__name__}."
+        )
+    if "loss" not in output:
+        raise MisconfigurationException(
+            f"`training_step` returned a mapping without the key 'loss': {sorted(map(str, output))}."
+            " Add it, or set `self.automatic_optimization = False` and step yourself."
+        )
+    loss = output["loss"]
+    if loss is not None and not isinstance(loss, Tensor):
+        raise MisconfigurationException(
+            f"`training_step` returned 'loss' as a {type(loss).__name__}, but it must be a tensor that can be"
+            " differentiated."
+        )
+    return loss
+
+
+def _outputs(output: Any, loss: Tensor | None) -> dict[str, Any]:
+    if loss is None:
+        return {}
+    if isinstance(output, Mapping):
+        return {**output, "loss": loss.detach().clone()}
+    return {"loss": loss.detach().clone()}
+
+
+def _differentiable(loss: Tensor) -> Tensor:
+    if loss.numel() != 1:
+        raise MisconfigurationException(
+            f"`training_step` returned a loss of shape {tuple(loss.shape)}, but only a single number can be minimised."
+            " Reduce it, e.g. `loss.mean()`."
+        )
+    if not loss.requires_grad:
+        raise MisconfigurationException(
+            "`training_step` returned a loss that does not depend on any trainable parameter (`requires_grad` is"
+            " False),"
+            " so nothing can be learned from it. Look for `.detach()`, `.item()`, `torch.no_grad()`, or frozen"
+            " parameters;"
+            " return None to skip a batch."
+        )
+    return loss.squeeze()
+
+
+def _rescale_gradients(optimizer: Optimizer, factor: float) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
+
+
+def _step_demands_closure(optimizer: Optimizer | None) -> bool:
+    if optimizer is None:
+        return False
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty

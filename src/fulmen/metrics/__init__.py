@@ -1,0 +1,1 @@
+"""What `self.log` records, and how it reaches loggers, progress bar and callbacks."""

@@ -1,0 +1,254 @@
+"""From logged values to what people read: loggers, `callback_metrics`, the progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fulmen.metrics.rules import LogOptions, is_torchmetric, settle
+from fulmen.metrics.store import Entry, LoggedMetric, LoggedValue, MetricStore
+from fulmen.utilities.exceptions import MisconfigurationException
+from fulmen.utilities.rank_zero import WarningCache
+
+if TYPE_CHECKING:
+    from fulmen.loggers.logger import Logger
+
+__all__ = ["MetricBoard", "Scope"]
+
+_STEP_KEY = "step"
+_warnings = WarningCache()
+
+
+class Scope:
+    """The name of the hook that is running; written by the event table and the loops, read by `self.log`."""
+
+    __slots__ = ("hook",)
+
+    def __init__(self) -> None:
+        self.hook: str | None = None
+
+
+class MetricBoard:
+    """Takes `self.log` calls into the store of the running loop and publishes them.
+
+    Nothing is computed per step: the dictionaries are brought up to date when somebody reads them.
+    """
+
+    def __init__(self, scope: Scope, *, muted: bool = False) -> None:
+        self.scope = scope
+        self.active: MetricStore | None = None
+        self.loggers: Sequence[Logger] = []
+        self._muted = muted
+        self._callback: dict[str, Tensor] = {}
+        self._logged: dict[str, Tensor] = {}
+        self._progress: dict[str, float] = {}
+
+    # ---- taking values
+    def log(self, name: str, value: Any, batch_size: int | None, options: LogOptions | tuple[Any, ...]) -> None:
+        """Record one value under the hook that is running.
+
+        Args:
+            name: Its name.
+            value: A number, one-element tensor or torchmetrics object.
+            batch_size: Its weight in the epoch's mean; `None` takes the current batch's number of samples.
+            options: The other arguments of `self.log`, in the order of `LogOptions`.
+        """
+        store = self.active
+        if store is None:
+            self._refuse(name)
+            return
+        entry = store.entries.get((self.scope.hook, name))  # type: ignore[arg-type]  # a missing hook is no key
+        if entry is None or entry.options != options:
+            if self._muted:
+                _warnings.warn("`self.log` does nothing under `Trainer(barebones=True)`.")
+                return
+            entry = self._first(store, name, value, LogOptions(*options), entry)
+        entry.add(value, batch_size)
+
+    def _first(
+        self, store: MetricStore, name: str, value: Any, options: LogOptions, known: Entry | None
+    ) -> LoggedValue | LoggedMetric:
+        hook = self.scope.hook
+        if hook is None:
+            self._refuse(name)
+        if known is not None:
+            changed = [
+                f"{field}={new!r} (was {old!r})"
+                for field, old, new in zip(LogOptions._fields, known.options, options, strict=True)
+                if old != new
+            ]
+            raise MisconfigurationException(
+                f"`self.log({name!r}, ...)` was called twice in `{hook}` with different arguments:"
+                f" {', '.join(changed)}."
+                " Use the same arguments for one name, or different names."
+            )
+        loader_idx = store.dataloader_idx if store.num_dataloaders > 1 else None
+        settled = settle(str(hook), name, value, options, dataloader_idx=loader_idx)
+        if options.logger and not self.loggers:
+            _warnings.warn(
+                f"`self.log({name!r}, logger=True)` has no effect: the Trainer has no logger. Pass"
+                " `Trainer(logger=...)`."
+            )
+        self._check_unique(store, name, settled.plain_name, hook)
+        entry: Entry
+        if is_torchmetric(value):
+            entry = LoggedMetric(value, options, settled)
+        else:
+            entry = LoggedValue(name, options, settled, store)
+        store.add(str(hook), name, entry)
+        return entry
+
+    def _check_unique(self, store: MetricStore, name: str, plain_name: str, hook: str | None) -> None:
+        if store.num_dataloaders == 1 or store.dataloader_idx is None or plain_name != name:
+            return
+        for dataloader_idx, entries in store.by_loader.items():
+            if dataloader_idx not in (None, store.dataloader_idx) and (hook, name) in entries:
+                raise MisconfigurationException(
+                    f"`self.log({name!r}, add_dataloader_idx=False)` was called for dataloaders {dataloader_idx} and"
+                    f" {store.dataloader_idx}: one would overwrite the other. Use a different name per dataloader."
+                )
+
+    def _refuse(self, name: str) -> None:
+        if self._muted:
+            _warnings.warn("`self.log` does nothing under `Trainer(barebones=True)`.")
+            return
+        hook = self.scope.hook
+        where = f"inside `{hook}`" if hook else "outside of any hook"
+        raise MisconfigurationException(
+            f"`self.log({name!r}, ...)` was called {where}, where nothing is recorded."
+            " Call it in a training, validation or test hook while the Trainer runs it."
+        )
+
+    # ---- which loop is logging
+    def activate(self, store: MetricStore | None) -> MetricStore | None:
+        """Let the store of another loop take the values; return the one that did so far."""
+        self.refresh()
+        previous, self.active = self.active, store
+        return previous
+
+    def clear(self) -> None:
+        """Forget all values, at the start of a run and after the sanity check."""
+        self._callback.clear()
+        self._logged.clear()
+        self._progress.clear()
+
+    def recall(self, metrics: dict[str, float]) -> None:
+        """Show the values that a checkpoint remembers, until they are logged again."""
+        for name, value in metrics.items():
+            self._callback.setdefault(name, torch.tensor(value))
+
+    def to_cpu(self) -> None:
+        """Move the values off the device at the end of a run."""
+        self.refresh()
+        for metrics in (self._callback, self._logged):
+            for name, value in metrics.items():
+                metrics[name] = value.cpu()
+
+    # ---- reading
+    @property
+    def callback_metrics(self) -> dict[str, Tensor]:
+        """What callbacks can monitor."""
+        self.refresh()
+        return self._callback
+
+    @property
+    def logged_metrics(self) -> dict[str, Tensor]:
+        """What was sent, or is ready to be sent, to the loggers."""
+        self.refresh()
+        return self._logged
+
+    @property
+    def progress_bar_metrics(self) -> dict[str, float]:
+        """What was logged with `prog_bar=True`."""
+        self.refresh()
+        return self._progress
+
+    def refresh(self) -> None:
+        """Bring the dictionaries up to date with the running loop."""
+        store = self.active
+        if store is None:
+            return
+        if store.in_batch:
+            for entry in store.step_entries():
+                settled, value = entry.settled, entry.step_tensor()
+                self._show(settled.step_name, value, entry)
+                if store.is_training:
+                    self._callback[settled.step_name] = self._callback[settled.plain_name] = value
+        else:
+            for _, entry in store.epoch_entries():
+                settled, value = entry.settled, entry.epoch_tensor()
+                self._show(settled.epoch_name, value, entry)
+                self._callback[settled.epoch_name] = self._callback[settled.plain_name] = value
+
+    def _show(self, name: str, value: Any, entry: Entry) -> None:
+        if entry.settled.logger:
+            self._logged[name] = value
+        if entry.settled.prog_bar:
+            self._progress[name] = (
+                value.item() if isinstance(value, Tensor) else float(value)
+            )  # sync: shown to a person
+
+    # ---- publishing to loggers
+    def publish_step(self, step: int, epoch: int | None) -> None:
+        """Send the per-step values of the running loop to the loggers as one row."""
+        store = self.active
+        if not self.loggers or store is None:
+            return
+        row = {entry.settled.step_name: entry.step_tensor() for entry in store.step_entries() if entry.settled.logger}
+        self.send(row, step, epoch)
+
+    def publish_epoch(self, step: int, epoch: int) -> None:
+        """Send the epoch values of the running loop to the loggers as one row."""
+        store = self.active
+        if not self.loggers or store is None:
+            return
+        row = {e.settled.epoch_name: e.epoch_tensor() for _, e in store.epoch_entries() if e.settled.logger}
+        self.send(row, step, epoch)
+
+    def send(self, metrics: dict[str, Any], step: int, epoch: int | None) -> None:
+        """Write one row to every logger.
+
+        Args:
+            metrics: Names and values; a value named `step` replaces the row's step.
+            step: The row's place on the x axis.
+            epoch: Added as a column unless `None`.
+        """
+        if not self.loggers or not metrics:
+            return
+        row = {name: _as_number(value) for name, value in metrics.items()}  # sync: a logger reads
+        if _STEP_KEY in row:
+            step = int(row.pop(_STEP_KEY))
+        elif epoch is not None:
+            row.setdefault("epoch", epoch)
+        for logger in self.loggers:
+            logger.log_metrics(metrics=row, step=step)
+            logger.save()
+
+    # ---- results of validate and test
+    def evaluation_results(self, num_dataloaders: int) -> list[dict[str, float]]:
+        """Return the epoch values, one dict per dataloader; values logged for no loader stand in each."""
+        store = self.active
+        results: list[dict[str, float]] = [{} for _ in range(num_dataloaders)]
+        if store is None:
+            return results
+        for dataloader_idx, entry in store.epoch_entries():
+            if not entry.settled.logger:
+                continue
+            value = entry.epoch_tensor().item()
+            targets = results if dataloader_idx is None or num_dataloaders == 1 else [results[dataloader_idx]]
+            for result in targets:
+                result[entry.settled.epoch_name] = value
+        return results
+
+
+def _as_number(value: Any) -> float:
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(
+                f"A logged metric returned a tensor of shape {tuple(value.shape)}, but loggers take one number."
+            )
+        return value.item()
+    return value  # type: ignore[no-any-return]  # numbers already

@@ -1,0 +1,162 @@
+"""What is wrong with a run can often be known before it starts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fulmen.core.callback import Callback
+from fulmen.core.module import LightningModule
+from fulmen.utilities.exceptions import MisconfigurationException
+from fulmen.utilities.model_helpers import is_overridden
+from fulmen.utilities.rank_zero import rank_zero_deprecation, rank_zero_warn
+from fulmen.utilities.signature_utils import is_param_in_hook_signature
+from fulmen.utilities.warnings import PossibleUserWarning
+
+if TYPE_CHECKING:
+    from fulmen.trainer.trainer import Trainer
+
+__all__ = ["check_callbacks", "check_run"]
+
+_STEP = {"fit": "training_step", "validate": "validation_step", "test": "test_step", "predict": "predict_step"}
+_REMOVED = {"training_epoch_end": "train", "validation_epoch_end": "validation", "test_epoch_end": "test"}
+
+
+def check_run(trainer: Trainer, module: LightningModule) -> None:
+    """Check that module, data and settings fit together for the method that was called."""
+    fn = str(trainer.state.fn.value) if trainer.state.fn else "fit"
+    _check_removed_hooks(module)
+    _check_configure_model(module)
+    step = _STEP[fn]
+    if is_param_in_hook_signature(getattr(module, step), "dataloader_iter", explicit=True):
+        raise MisconfigurationException(
+            f"`{type(module).__name__}.{step}(self, dataloader_iter)`: stepping over the iterator yourself is not"
+            " supported."
+            f" Take `batch` (and `batch_idx`) instead."
+        )
+    if fn == "fit":
+        _check_fit(trainer, module)
+    elif fn in ("validate", "test"):
+        if not is_overridden(step, module, LightningModule):
+            raise MisconfigurationException(
+                f"`Trainer.{fn}()` needs `{type(module).__name__}.{step}`, which is not defined. Define it:"
+                f" `def {step}(self, batch, batch_idx): ...`."
+            )
+        _check_loader(trainer, module, {"validate": "val", "test": "test"}[fn], fn)
+    else:
+        _check_predict(trainer, module)
+
+
+def _check_fit(trainer: Trainer, module: LightningModule) -> None:
+    name = type(module).__name__
+    for method, example in (
+        ("training_step", "def training_step(self, batch, batch_idx): return loss"),
+        ("configure_optimizers", "def configure_optimizers(self): return torch.optim.Adam(self.parameters())"),
+    ):
+        if not is_overridden(method, module, LightningModule):
+            raise MisconfigurationException(
+                f"`Trainer.fit()` needs `{name}.{method}`, which is not defined. Define it: `{example}`."
+            )
+    if is_param_in_hook_signature(module.training_step, "optimizer_idx", explicit=True):
+        raise RuntimeError(
+            f"`{name}.training_step` takes `optimizer_idx`, which automatic optimization does not know any more. For"
+            " several optimizers set `self.automatic_optimization = False` and step them in `training_step`."
+        )
+    _check_loader(trainer, module, "train", "fit")
+    has_loader = trainer.sources.is_defined("val")
+    has_step = is_overridden("validation_step", module, LightningModule)
+    if has_loader and not has_step:
+        rank_zero_warn(
+            f"There is a validation dataloader but `{name}` has no `validation_step`; validation is skipped."
+        )
+    if has_step and not has_loader:
+        rank_zero_warn(
+            f"`{name}` has a `validation_step` but there is no validation dataloader; validation is skipped.",
+            category=PossibleUserWarning,
+        )
+    if not module.automatic_optimization:
+        _check_manual(trainer, name)
+
+
+def _check_manual(trainer: Trainer, name: str) -> None:
+    remedy = "do it in `training_step`, or use automatic optimization."
+    if trainer.gradient_clip_val is not None and trainer.gradient_clip_val > 0:
+        raise MisconfigurationException(
+            f"`Trainer(gradient_clip_val={trainer.gradient_clip_val})` has no effect on `{name}`, which optimizes by"
+            " hand:"
+            f" call `self.clip_gradients(...)`; {remedy}"
+        )
+    if trainer.accumulate_grad_batches != 1:
+        raise MisconfigurationException(
+            f"`Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches})` has no effect on `{name}`, which"
+            f" optimizes by hand: {remedy}"
+        )
+
+
+def _check_predict(trainer: Trainer, module: LightningModule) -> None:
+    name = type(module).__name__
+    if module.predict_step is None:
+        raise MisconfigurationException(f"`Trainer.predict()` needs `{name}.predict_step`, but it is None. Define it.")
+    if not is_overridden("predict_step", module, LightningModule) and not is_overridden(
+        "forward", module, LightningModule
+    ):
+        raise MisconfigurationException(
+            f"`Trainer.predict()` needs `{name}.predict_step` or `{name}.forward`, and neither is defined."
+        )
+    _check_loader(trainer, module, "predict", "predict")
+
+
+def _check_loader(trainer: Trainer, module: LightningModule, word: str, fn: str) -> None:
+    if trainer.sources.is_defined(word):
+        return
+    argument = "train_dataloaders" if fn == "fit" else "dataloaders"
+    raise MisconfigurationException(
+        f"`Trainer.{fn}()` has no data: pass `{argument}` or `datamodule`, or define"
+        f" `{type(module).__name__}.{word}_dataloader`."
+    )
+
+
+def _check_removed_hooks(module: LightningModule) -> None:
+    for hook, stage in _REMOVED.items():
+        if callable(getattr(module, hook, None)):
+            raise NotImplementedError(
+                f"`{type(module).__name__}.{hook}` is not called any more (it was removed in Lightning 2.0). Use"
+                f" `on_{stage}_epoch_end`, and keep the outputs you need in a list of your own in `{stage}_step`."
+            )
+
+
+def _check_configure_model(module: LightningModule) -> None:
+    if is_overridden("configure_sharded_model", module, LightningModule):
+        if is_overridden("configure_model", module, LightningModule):
+            raise RuntimeError(
+                f"`{type(module).__name__}` defines both `configure_model` and the deprecated"
+                " `configure_sharded_model`."
+                " Keep only `configure_model`."
+            )
+        rank_zero_deprecation(
+            f"`{type(module).__name__}.configure_sharded_model` is deprecated; rename it to `configure_model`."
+        )
+
+
+def check_callbacks(callbacks: list[Callback]) -> None:
+    """Check that callbacks are callbacks, and that their states can be told apart in a checkpoint.
+
+    Raises:
+        TypeError: One is no callback.
+        RuntimeError: Two share a state key.
+    """
+    seen: dict[str, Callback] = {}
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            hint = " Pass an instance, not the class." if isinstance(callback, type) else ""
+            raise TypeError(
+                f"`Trainer(callbacks=...)` got a {type(callback).__name__}: {callback!r}, no `Callback`.{hint}"
+            )
+        if not is_overridden("state_dict", callback, Callback):
+            continue
+        if callback.state_key in seen:
+            raise RuntimeError(
+                f"Two callbacks have the state key {callback.state_key!r}: {seen[callback.state_key]!r} and"
+                f" {callback!r}."
+                " In a checkpoint one would overwrite the other. Override `state_key` of one, or remove it."
+            )
+        seen[callback.state_key] = callback

@@ -1,0 +1,265 @@
+"""One run of the Trainer from set-up to teardown, in order.
+
+attach module and data -> configure_callbacks -> checks
+environment -> prepare_data -> loggers -> setup hooks -> configure_model
+load checkpoint: module, datamodule, callbacks, precision
+strategy: convert, move, configure_optimizers
+fit: on_fit_start -> load checkpoint: counters, optimizers, schedulers
+the loop
+teardown, whatever happened
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fulmen.checkpoint.contents import (
+    restore_callbacks,
+    restore_loops,
+    restore_modules,
+    restore_optimizers_and_schedulers,
+    restore_precision,
+)
+from fulmen.checkpoint.paths import resolve_ckpt_path
+from fulmen.core.hooks import DataHooks, ModelHooks
+from fulmen.core.module import LightningModule
+from fulmen.loggers.params import merge_hparams
+from fulmen.trainer.checks import check_callbacks, check_run
+from fulmen.trainer.defaults import add_module_callbacks
+from fulmen.trainer.states import RunningStage, TrainerFn, TrainerStatus
+from fulmen.utilities.migration import migrate_checkpoint
+from fulmen.utilities.model_helpers import is_overridden
+from fulmen.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from fulmen.utilities.seed import isolate_rng
+from fulmen.utilities.warnings import PossibleUserWarning
+
+if TYPE_CHECKING:
+    from fulmen.trainer.trainer import Trainer
+
+__all__ = ["run"]
+
+log = logging.getLogger(__name__)
+
+
+def run(
+    trainer: Trainer, module: LightningModule, *, ckpt_path: Any, weights_only: bool | None, model_provided: bool
+) -> Any:
+    """Do what fit, validate, test or predict was called for; `trainer.state.fn` says which."""
+    fn = trainer.state.fn
+    try:
+        set_up(trainer, module, ckpt_path=ckpt_path, weights_only=weights_only, model_provided=model_provided)
+        results: Any = None
+        if fn == TrainerFn.FITTING:
+            check_sanity(trainer)
+            trainer.enter_stage(RunningStage.TRAINING)
+            with ExitStack() as stack:
+                stack.enter_context(torch.set_grad_enabled(True))
+                stack.enter_context(torch.autograd.set_detect_anomaly(trainer.detect_anomaly))
+                trainer.fit_loop.run()
+        elif fn == TrainerFn.PREDICTING:
+            results = trainer.predict_loop.run()
+        else:
+            results = (trainer.validate_loop if fn == TrainerFn.VALIDATING else trainer.test_loop).run()
+        finish(trainer)
+    except KeyboardInterrupt as interrupt:
+        rank_zero_info("Interrupted (Ctrl-C): finishing cleanly. Press Ctrl-C again to stop at once.")
+        trainer.state.status = TrainerStatus.INTERRUPTED
+        abort(trainer, interrupt)
+        raise SystemExit(128 + signal.SIGINT) from interrupt
+    except BaseException as error:
+        trainer.state.status = TrainerStatus.INTERRUPTED
+        abort(trainer, error)
+        raise
+    return results
+
+
+# ---- before the loop
+def set_up(
+    trainer: Trainer, module: LightningModule, *, ckpt_path: Any, weights_only: bool | None, model_provided: bool
+) -> None:
+    """Bring module, data, strategy and checkpoint to the point where the loop can begin."""
+    fn, strategy, events = str(trainer.state.fn.value), trainer.strategy, trainer.events  # type: ignore[union-attr]
+    trainer.attach(module)
+    _configure_callbacks(trainer, module)
+    check_run(trainer, module)
+    strategy.setup_environment()
+    trainer.profiler.setup(stage=fn, local_rank=trainer.local_rank, log_dir=trainer.log_dir)
+    events.build()
+    _prepare_data(trainer)
+    for logger in trainer.loggers:
+        _ = logger.experiment  # type: ignore[attr-defined]  # made now, so that run directories exist
+    strategy.barrier("before_setup")
+    events.setup(trainer.state.fn)  # the enum, which equals its text
+    strategy.barrier("after_setup")
+    events.refresh()
+    _configure_model(trainer)
+    checkpoint = _load_checkpoint(trainer, ckpt_path, weights_only, model_provided)
+    if checkpoint is not None:
+        restore_modules(trainer, checkpoint)
+        restore_callbacks(trainer, checkpoint)
+        restore_precision(trainer, checkpoint)
+    trainer.begin_metrics()
+    strategy.setup(trainer)
+    if fn == "fit":
+        _warn_about_eval_mode(module)
+        events.on_fit_start()
+    _log_hyperparameters(trainer)
+    if checkpoint is not None:
+        restore_loops(trainer, checkpoint)
+        if fn == "fit":
+            restore_optimizers_and_schedulers(trainer, checkpoint)
+        trainer.keep_checkpoint(checkpoint)
+    trainer.signals.install()
+    if fn == "fit":
+        module.zero_grad()
+
+
+def _configure_callbacks(trainer: Trainer, module: LightningModule) -> None:
+    trainer.scope.hook = "configure_callbacks"
+    returned = module.configure_callbacks()
+    trainer.scope.hook = None
+    own = list(returned) if isinstance(returned, (list, tuple)) else [returned]
+    check_callbacks(own)
+    trainer.callbacks[:] = add_module_callbacks(trainer.callbacks, own)
+    check_callbacks(trainer.callbacks)
+    for callback in trainer.callbacks:
+        callback.log, callback.log_dict = module.log, module.log_dict  # type: ignore[attr-defined]  # as users expect
+
+
+def _prepare_data(trainer: Trainer) -> None:
+    for owner in (trainer.datamodule, trainer.lightning_module):
+        if owner is None or not is_overridden("prepare_data", owner, DataHooks):
+            continue
+        may_run = trainer.local_rank == 0 if owner.prepare_data_per_node else trainer.is_global_zero
+        if may_run:
+            trainer.scope.hook = "prepare_data"
+            with trainer.profile(f"[{type(owner).__name__}].prepare_data"):
+                owner.prepare_data()
+            trainer.scope.hook = None
+        trainer.strategy.barrier("prepare_data")
+
+
+def _configure_model(trainer: Trainer) -> None:
+    module, strategy = trainer.lightning_module, trainer.strategy
+    for hook in ("configure_sharded_model", "configure_model"):
+        if is_overridden(hook, module, ModelHooks):
+            trainer.scope.hook = hook
+            with (
+                strategy.tensor_init_context(),
+                strategy.model_sharded_context(),
+                trainer.precision_plugin.module_init_context(),
+            ):
+                getattr(module, hook)()
+            trainer.scope.hook = None
+
+
+def _load_checkpoint(
+    trainer: Trainer, ckpt_path: Any, weights_only: bool | None, model_provided: bool
+) -> dict[str, Any] | None:
+    fn = str(trainer.state.fn.value)  # type: ignore[union-attr]  # a method was called
+    path = resolve_ckpt_path(
+        trainer, ckpt_path, fn=fn, model_provided=model_provided, set_by_user=trainer.ckpt_path_of_user
+    )
+    trainer.note_ckpt_path(path)
+    if path is None:
+        return None
+    rank_zero_info(f"Restoring from the checkpoint at {path}")
+    checkpoint, _ = migrate_checkpoint(trainer.strategy.load_checkpoint(path, weights_only=weights_only))
+    return checkpoint
+
+
+def _warn_about_eval_mode(module: LightningModule) -> None:
+    in_eval = sum(not child.training for child in module.modules())
+    if in_eval:
+        rank_zero_warn(
+            f"{in_eval} submodules are in evaluation mode at the start of training and stay so: dropout and batch norm"
+            " do not train there. To train them, call `model.train()` before `fit`.",
+            category=PossibleUserWarning,
+        )
+
+
+def _log_hyperparameters(trainer: Trainer) -> None:
+    if not trainer.loggers or not trainer.enable_autolog_hparams:
+        return
+    module, datamodule = trainer.lightning_module, trainer.datamodule
+    of_module = module.hparams_initial if module._log_hyperparams else None
+    of_datamodule = datamodule.hparams_initial if datamodule is not None and datamodule._log_hyperparams else None
+    merged = merge_hparams(of_module, of_datamodule)
+    for logger in trainer.loggers:
+        if merged:
+            logger.log_hyperparams(merged)
+        logger.log_graph(module)
+        logger.save()
+
+
+# ---- the sanity check
+def check_sanity(trainer: Trainer) -> None:
+    """Run a few validation batches before training, so that mistakes there do not show after an epoch."""
+    loop, fit_loop, events = trainer.fit_loop.val_loop, trainer.fit_loop, trainer.events
+    if not trainer.enable_validation or trainer.num_sanity_val_steps == 0 or fit_loop.restarted_mid_epoch:
+        return
+    stage_before = trainer.state.stage
+    with isolate_rng():
+        trainer.enter_stage(RunningStage.SANITY_CHECKING)
+        events.on_sanity_check_start()
+        loop.load_data()
+        loop.run(max_batches=[min(trainer.num_sanity_val_steps, n) for n in loop.max_batches])
+        events.on_sanity_check_end()
+    fit_loop.note_sanity_metrics(loop.metrics.names())
+    trainer.begin_metrics()
+    loop.progress.reset()
+    trainer.state.stage = stage_before
+
+
+# ---- after the loop
+def finish(trainer: Trainer) -> None:
+    """Take everything down after a run that went through."""
+    events = trainer.events
+    _release(trainer)
+    if trainer.state.fn == TrainerFn.FITTING:
+        events.on_fit_end()
+    _announce_teardown(trainer)
+    for logger in trainer.loggers:
+        logger.finalize("success")
+    trainer.profiler.describe()
+    trainer.state.status = TrainerStatus.FINISHED
+    trainer.state.stage = None
+
+
+def abort(trainer: Trainer, error: BaseException) -> None:
+    """Take everything down after an error; an error while doing so is reported, and does not hide the first."""
+    trainer.scope.hook = None
+    steps: list[Callable[[], Any]] = [
+        lambda: trainer.events.on_exception(error),
+        lambda: trainer.strategy.on_exception(error),
+        *(lambda logger=logger: logger.finalize("failed") for logger in trainer.loggers),
+        lambda: _release(trainer),
+        lambda: _announce_teardown(trainer),
+        trainer.profiler.describe,
+    ]
+    for step in steps:
+        try:
+            step()
+        except Exception as second:
+            rank_zero_warn(
+                f"While cleaning up after {type(error).__name__}, another error: {type(second).__name__}: {second}"
+            )
+    trainer.state.stage = None
+
+
+def _release(trainer: Trainer) -> None:
+    trainer.signals.restore()
+    trainer.end_metrics()
+    if trainer.strategy.lightning_module is not None:
+        trainer.strategy.teardown()
+
+
+def _announce_teardown(trainer: Trainer) -> None:
+    trainer.events.teardown(trainer.state.fn)
+    trainer.profiler.teardown(stage=str(trainer.state.fn.value))  # type: ignore[union-attr]  # a method was called

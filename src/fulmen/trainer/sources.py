@@ -1,0 +1,122 @@
+"""Where dataloaders come from: arguments, then the datamodule, then the module."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fulmen.core.hooks import DataHooks
+from fulmen.data.combined_loader import CombinedLoader
+from fulmen.data.rebuild import recording_dataloader_arguments
+from fulmen.engine.loaders import (
+    combine,
+    eval_num_batches,
+    num_batches,
+    prepare_eval_loaders,
+    prepare_train_loaders,
+    warn_if_logging_is_sparse,
+)
+from fulmen.utilities.exceptions import MisconfigurationException
+from fulmen.utilities.model_helpers import is_overridden
+
+if TYPE_CHECKING:
+    from fulmen.core.datamodule import LightningDataModule
+    from fulmen.trainer.trainer import Trainer
+
+__all__ = ["Sources"]
+
+_ARGUMENT = {"train": "train_dataloaders", "val": "val_dataloaders", "test": "dataloaders", "predict": "dataloaders"}
+
+
+class Sources:
+    """Finds, checks and prepares the loaders of a run.
+
+    Args:
+        trainer: The Trainer whose run it is.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._given: dict[str, Any] = {}
+        self.datamodule: LightningDataModule | None = None
+
+    def attach(self, *, datamodule: LightningDataModule | None, **given: Any) -> None:
+        """Take the loaders of a call, by the words `train`, `val`, `test`, `predict`.
+
+        Raises:
+            MisconfigurationException: Both loaders and a datamodule are given.
+        """
+        given = {word: loader for word, loader in given.items() if loader is not None}
+        if datamodule is not None and given:
+            names = ", ".join(f"`{_ARGUMENT[word]}`" for word in given)
+            raise MisconfigurationException(
+                f"Pass either {names} or `datamodule`, not both: it would not be clear which to use."
+            )
+        self._given = given
+        self.datamodule = datamodule
+
+    def is_defined(self, word: str) -> bool:
+        """Tell whether there is a loader for `train`, `val`, `test` or `predict`."""
+        return word in self._given or self._owner(word) is not None
+
+    def has_own_hook(self, word: str) -> bool:
+        """Tell whether the loader comes from a hook rather than from an argument."""
+        return word not in self._given
+
+    def train_loader(self) -> tuple[CombinedLoader, int | float]:
+        """Return the prepared training loader and the batches of an epoch."""
+        trainer = self._trainer
+        combined = self._combined("train", "max_size_cycle")
+        if combined.mode == "sequential":
+            raise ValueError(
+                "Training on a `CombinedLoader(mode='sequential')` is not possible. Use 'min_size', 'max_size' or"
+                " 'max_size_cycle'; or concatenate the datasets."
+            )
+        prepare_train_loaders(combined, overfit=trainer.overfit_batches > 0, rank=trainer.global_rank)
+        self._process(combined)
+        limit = num_batches(combined, trainer.limit_train_batches, name="limit_train_batches")
+        if trainer.loggers:
+            warn_if_logging_is_sparse(limit, trainer.log_every_n_steps)
+        return combined, limit
+
+    def eval_loaders(self, word: str) -> tuple[CombinedLoader, list[int | float]]:
+        """Return the prepared loaders for `val`, `test` or `predict`, and the batches of each."""
+        trainer = self._trainer
+        limit = getattr(trainer, f"limit_{word}_batches")
+        if limit == 0 or not self.is_defined(word):
+            return CombinedLoader([], "sequential"), []
+        combined = self._combined(word, "sequential")
+        if word == "predict" and combined.mode != "sequential":
+            raise ValueError(
+                f"`Trainer.predict` needs a `CombinedLoader(mode='sequential')`, but got mode={combined.mode!r}."
+            )
+        prepare_eval_loaders(
+            combined, stage=word, overfit=word == "val" and trainer.overfit_batches > 0, rank=trainer.global_rank
+        )
+        self._process(combined)
+        return combined, eval_num_batches(combined, limit, name=f"limit_{word}_batches")
+
+    def _combined(self, word: str, mode: str) -> CombinedLoader:
+        loaders, origin = self._request(word)
+        return combine(loaders, mode=mode, origin=origin)
+
+    def _request(self, word: str) -> tuple[Any, str]:
+        if word in self._given:
+            return self._given[word], f"the argument `{_ARGUMENT[word]}`"
+        hook = f"{word}_dataloader"
+        owner = self._owner(word) or self._trainer.lightning_module
+        scope = self._trainer.scope
+        scope.hook = hook
+        with recording_dataloader_arguments(), self._trainer.profile(f"[{type(owner).__name__}].{hook}"):
+            loaders = getattr(owner, hook)()
+        scope.hook = None
+        return loaders, f"`{type(owner).__name__}.{hook}()`"
+
+    def _owner(self, word: str) -> Any:
+        for owner in (self.datamodule, self._trainer.lightning_module):
+            if owner is not None and is_overridden(f"{word}_dataloader", owner, DataHooks):
+                return owner
+        return None
+
+    def _process(self, combined: CombinedLoader) -> None:
+        process = self._trainer.strategy.process_dataloader
+        combined.flattened = [process(loader) for loader in combined.flattened]

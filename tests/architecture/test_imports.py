@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.architecture.sources import sources
+from tests.support import run_python
+
+MOST_MODULES_OVER_TORCH = 120
+HEAVY = (
+    "fsspec",
+    "jsonargparse",
+    "lightning",
+    "lightning_utilities",
+    "matplotlib",
+    "mlflow",
+    "pytorch_lightning",
+    "rich",
+    "scipy",
+    "sklearn",
+    "tensorboard",
+    "tensorboardX",
+    "torch._dynamo",
+    "torch._inductor",
+    "torchmetrics",
+    "tqdm",
+    "wandb",
+    "yaml",
+)
+
+_USE_EVERY_NAME = """
+import json, sys
+import torch
+before = set(sys.modules)
+import fulmen
+{use}
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+
+
+def _loaded_by(use: str) -> list[str]:
+    result = run_python("-c", _USE_EVERY_NAME.format(use=use))
+    assert result.returncode == 0, result.stderr
+    modules: list[str] = json.loads(result.stdout)
+    return modules
+
+
+def _heavy(modules: list[str]) -> list[str]:
+    return [module for module in modules if any(f"{module}.".startswith(f"{name}.") for name in HEAVY)]
+
+
+def test_import_of_the_package_does_not_load_torch() -> None:
+    result = run_python("-c", "import fulmen, sys; print('torch' in sys.modules)")
+
+    assert result.stdout.strip() == "False", result.stderr
+
+
+@pytest.mark.parametrize("use", ["", "for name in fulmen.__all__: getattr(fulmen, name)"], ids=["import", "every name"])
+def test_import_loads_few_modules_and_no_heavy_one(use: str) -> None:
+    modules = _loaded_by(use)
+
+    assert _heavy(modules) == []
+    assert len(modules) <= MOST_MODULES_OVER_TORCH
+
+
+def test_no_module_of_the_package_loads_a_heavy_one() -> None:
+    names = [source.module for source in sources() if not source.module.endswith("__main__")]
+    modules = _loaded_by(f"import importlib\nfor name in {names!r}: importlib.import_module(name)")
+
+    assert _heavy(modules) == []
+
+
+def test_import_does_not_touch_global_state() -> None:
+    code = """
+import logging, warnings, os, torch
+
+def state():
+    root = logging.getLogger()
+    return {
+        "filters": list(warnings.filters), "formatwarning": warnings.formatwarning, "environ": dict(os.environ),
+        "handlers": list(root.handlers), "compile": torch.compile,
+    }
+
+before = state()
+import fulmen
+for name in fulmen.__all__: getattr(fulmen, name)
+after = state()
+print([key for key in before if before[key] != after[key]])
+"""
+    result = run_python("-c", code)
+
+    # one filter of ours: LightningDeprecationWarning is shown, as programs expect
+    assert result.stdout.strip() == "['filters']", result.stderr

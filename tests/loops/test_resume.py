@@ -1,0 +1,180 @@
+"""A run that was interrupted and resumed ends like the one that was not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from fulmen import Callback, LightningModule, Trainer
+from fulmen.callbacks import EarlyStopping, ModelCheckpoint
+from fulmen.loggers import CSVLogger
+from tests.support import quiet
+
+
+class Noisy(Dataset[Tensor]):
+    """Samples with random augmentation."""
+
+    def __len__(self) -> int:
+        return 22
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.full((4,), float(index)) / 10 + torch.randn(4) / 10
+
+
+class Model(LightningModule):
+    def __init__(self, plateau: bool = False) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.BatchNorm1d(8), nn.Linear(8, 1))
+        self.plateau = plateau
+        self.seen: list[float] = []
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        loss = self.net(batch).pow(2).mean()
+        self.seen.append(loss.item())
+        self.log("train", loss, on_step=True, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.log("val", self.net(batch).mean())
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
+        if self.plateau:
+            scheduler: Any = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
+        else:
+            scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.7)
+        return {"optimizer": optimizer, "lr_scheduler": scheduler, "monitor": "val"}
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(Noisy(), batch_size=4, shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(Noisy(), batch_size=4)
+
+
+class SaveAt(Callback):
+    """Saves in one hook, at one global step."""
+
+    def __init__(self, hook: str, step: int, path: Path) -> None:
+        self.step, self.path = step, path
+        setattr(self, hook, self.save)
+
+    def save(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step and not trainer.sanity_checking:
+            trainer.save_checkpoint(self.path)
+
+
+def run(tmp_path: Path, callbacks: list[Callback], model: Model, ckpt_path: Path | None = None, **settings: Any) -> Trainer:
+    torch.manual_seed(11)
+    trainer = Trainer(**quiet(tmp_path, max_epochs=3, callbacks=callbacks, **settings))
+    trainer.fit(model, ckpt_path=ckpt_path)
+    return trainer
+
+
+def same_weights(one: nn.Module, other: nn.Module) -> bool:
+    mine, theirs = one.state_dict(), other.state_dict()
+    return all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+@pytest.mark.parametrize("plateau", [False, True], ids=["StepLR", "ReduceLROnPlateau"])
+@pytest.mark.parametrize(
+    ("hook", "step"),
+    [
+        ("on_train_epoch_end", 6),
+        ("on_train_epoch_end", 12),
+        ("on_train_epoch_start", 6),
+        ("on_train_batch_end", 4),
+        ("on_train_batch_end", 6),
+        ("on_train_batch_end", 9),
+        ("on_validation_end", 6),
+    ],
+)
+def test_a_resumed_run_is_the_same_run(hook: str, step: int, plateau: bool, tmp_path: Path) -> None:
+    path = tmp_path / "saved.ckpt"
+    whole = Model(plateau)
+    trainer = run(tmp_path, [SaveAt(hook, step, path)], whole)
+
+    torch.manual_seed(99)
+    resumed = Model(plateau)
+    again = run(tmp_path, [], resumed, ckpt_path=path)
+
+    assert resumed.seen == whole.seen[step:]
+    assert same_weights(resumed, whole)
+    assert (again.global_step, again.current_epoch) == (trainer.global_step, trainer.current_epoch)
+    assert again.optimizers[0].param_groups[0]["lr"] == trainer.optimizers[0].param_groups[0]["lr"]
+    assert again.callback_metrics == trainer.callback_metrics
+    assert again.fit_loop.batches_that_stepped == trainer.fit_loop.batches_that_stepped
+
+
+def test_validation_that_was_due_after_the_saved_batch_is_not_lost(tmp_path: Path) -> None:
+    class Counting(Model):
+        validations = 0
+
+        def on_validation_start(self) -> None:
+            if not self.trainer.sanity_checking:
+                self.validations += 1
+
+    path = tmp_path / "saved.ckpt"
+    run(tmp_path, [SaveAt("on_train_batch_end", 2, path)], Counting(), val_check_interval=2)
+    resumed = Counting()
+    run(tmp_path, [], resumed, ckpt_path=path, val_check_interval=2)
+
+    assert resumed.validations == 9
+
+
+def test_accumulation_windows_survive_a_resume(tmp_path: Path) -> None:
+    path = tmp_path / "saved.ckpt"
+    whole, resumed = Model(), Model()
+    run(tmp_path, [SaveAt("on_train_batch_end", 4, path)], whole, accumulate_grad_batches=2)
+    run(tmp_path, [], resumed, ckpt_path=path, accumulate_grad_batches=2)
+
+    assert same_weights(resumed, whole)
+
+
+def test_early_stopping_and_best_score_go_on_from_the_checkpoint(tmp_path: Path) -> None:
+    def callbacks() -> list[Callback]:
+        return [
+            EarlyStopping("val", patience=50),
+            ModelCheckpoint(tmp_path / "best", monitor="val", save_top_k=2, save_last=True),
+        ]
+
+    whole = run(tmp_path, [*callbacks(), SaveAt("on_train_epoch_end", 6, tmp_path / "saved.ckpt")], Model(), enable_checkpointing=True)
+    resumed = run(tmp_path, callbacks(), Model(), ckpt_path=tmp_path / "saved.ckpt", enable_checkpointing=True)
+
+    for kind in ("early_stopping_callback", "checkpoint_callback"):
+        mine, theirs = getattr(whole, kind).state_dict(), getattr(resumed, kind).state_dict()
+        for key in ("wait_count", "best_score", "best_model_score"):
+            assert mine.get(key) == theirs.get(key)
+
+
+def test_resuming_a_finished_run_trains_nothing_more(tmp_path: Path) -> None:
+    path = tmp_path / "end.ckpt"
+    model = Model()
+    trainer = run(tmp_path, [], model)
+    trainer.save_checkpoint(path)
+    resumed = Model()
+    again = run(tmp_path, [], resumed, ckpt_path=path)
+
+    assert resumed.seen == []
+    assert again.current_epoch == 3
+    assert same_weights(resumed, model)
+
+
+def test_log_rows_of_a_resumed_run_continue_those_before(tmp_path: Path) -> None:
+    path = tmp_path / "saved.ckpt"
+    logger = CSVLogger(tmp_path, name="whole")
+    run(tmp_path, [SaveAt("on_train_epoch_end", 6, path)], Model(), logger=logger, log_every_n_steps=2)
+    resumed = CSVLogger(tmp_path, name="resumed")
+    run(tmp_path, [], Model(), ckpt_path=path, logger=resumed, log_every_n_steps=2)
+
+    def rows(which: CSVLogger) -> list[str]:
+        return (Path(which.log_dir) / "metrics.csv").read_text().splitlines()
+
+    whole_rows, resumed_rows = rows(logger), rows(resumed)
+    assert resumed_rows[0] == whole_rows[0]
+    assert resumed_rows[1:] == whole_rows[-(len(resumed_rows) - 1) :]

@@ -168,5 +168,5 @@ def test_logger_without_experiment_is_enough(tmp_path):
     logger = ListLogger()
     trainer_with(logger, tmp_path, max_epochs=1).fit(Model(), loader(), loader())
 
-    assert [step for step, _ in logger.rows] == [3, 7]
+    assert [step for step, _ in logger.rows] == [3, 7, 7]  # the last is the validation's
     assert logger.status == "success"

@@ -65,7 +65,7 @@ class SaveAt(Callback):
         setattr(self, hook, self.save)
 
     def save(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step == self.step and not trainer.sanity_checking:
+        if trainer.global_step == self.step and not trainer.sanity_checking and not self.path.exists():
             trainer.save_checkpoint(self.path)
 
 
@@ -136,6 +136,7 @@ def test_accumulation_windows_survive_a_resume(tmp_path: Path) -> None:
     assert same_weights(resumed, whole)
 
 
+@pytest.mark.filterwarnings("ignore:The checkpoint folder")
 def test_early_stopping_and_best_score_go_on_from_the_checkpoint(tmp_path: Path) -> None:
     def callbacks() -> list[Callback]:
         return [

@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from fulmen.core.module import LightningModule
     from fulmen.trainer.trainer import Trainer
 
-__all__ = ["MetricMonitor", "close_names", "final_at_train_epoch_end", "is_better", "worst_score"]
+__all__ = [
+    "MetricMonitor",
+    "close_names",
+    "final_at_train_epoch_end",
+    "has_validation",
+    "is_better",
+    "looks_misspelt",
+    "worst_score",
+]
 
 _MODES = ("min", "max")
 # "loss" and "val_loss" score 0.67, "val_los" and "val_loss" 0.93

@@ -59,7 +59,9 @@ class Timer(Callback):
             raise MisconfigurationException(
                 f"`Timer(interval={interval!r})`: the clock can be looked at after each 'step' or each 'epoch'."
             )
-        self._duration = None if duration is None else parse_duration(duration, setting="Timer(duration=...)").total_seconds()
+        self._duration = (
+            None if duration is None else parse_duration(duration, setting="Timer(duration=...)").total_seconds()
+        )
         self._interval = Interval(interval)
         self._verbose = verbose
         self._start_time: dict[str, float | None] = dict.fromkeys(_STAGES)

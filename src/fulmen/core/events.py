@@ -29,7 +29,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-__all__ = ["CALLS", "EVENTS", "LOG_RULES", "Event", "LogRule", "Receiver"]
+__all__ = [
+    "CALLBACKS",
+    "CALLS",
+    "DATAMODULE",
+    "EVENTS",
+    "LOG_RULES",
+    "MODULE",
+    "MONITORS",
+    "PER_EPOCH",
+    "PER_EVAL_BATCH",
+    "PER_STEP",
+    "STRATEGY",
+    "Event",
+    "LogRule",
+    "Receiver",
+]
 
 
 class Receiver(Enum):

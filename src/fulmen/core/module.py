@@ -26,7 +26,6 @@ from fulmen.utilities.tree import apply_to_collection
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-    from fulmen.core.callback import Callback
     from fulmen.loggers.logger import Logger
     from fulmen.trainer.trainer import Trainer
     from fulmen.utilities.types import LRSchedulerPLType, OptimizerLRScheduler
@@ -61,9 +60,9 @@ class LightningModule(DeviceDtypeModule, HyperparametersMixin, ModelHooks, DataH
 
     # TorchScript must not compile these
     __jit_unused_properties__: ClassVar[list[str]] = [
-        "example_input_array", "on_gpu", "current_epoch", "global_step", "global_rank", "local_rank", "logger", "loggers",
-        "automatic_optimization", "trainer", "fabric", "strict_loading", "device_mesh", "hparams", "hparams_initial",
-        "device", "dtype",
+        "example_input_array", "on_gpu", "current_epoch", "global_step", "global_rank", "local_rank", "logger",
+        "loggers", "automatic_optimization", "trainer", "fabric", "strict_loading", "device_mesh", "hparams",
+        "hparams_initial", "device", "dtype",
     ]  # fmt: skip
     _trainer_is_required = True  # switched off while TorchScript reads every property
     CHECKPOINT_HYPER_PARAMS_KEY = "hyper_parameters"
@@ -96,7 +95,7 @@ class LightningModule(DeviceDtypeModule, HyperparametersMixin, ModelHooks, DataH
                 f"`{type(self).__name__}` is not attached to a `Trainer`. `self.trainer` can be used once"
                 " `trainer.fit(model)` (or validate, test, predict) has begun."
             )
-        return self._trainer
+        return self._trainer  # type: ignore[return-value]  # None only for TorchScript
 
     @trainer.setter
     def trainer(self, trainer: Trainer | None) -> None:
@@ -463,7 +462,7 @@ class LightningModule(DeviceDtypeModule, HyperparametersMixin, ModelHooks, DataH
             add_dataloader_idx, None, rank_zero_only,
         )  # fmt: skip
         if _is_collection(dictionary):  # without copied states its compute groups stay together
-            dictionary = dict(dictionary.items(keep_base=False, copy_state=False))
+            dictionary = dict(dictionary.items(keep_base=False, copy_state=False))  # type: ignore[call-arg]
         for name, value in dictionary.items():
             trainer.metrics.log(name, value, batch_size, options)
 
@@ -478,7 +477,7 @@ class LightningModule(DeviceDtypeModule, HyperparametersMixin, ModelHooks, DataH
             print(*args, **kwargs)  # noqa: T201 - that is its purpose
         elif self._trainer.is_global_zero:
             bar = self._trainer.progress_bar_callback
-            if bar is not None and bar.is_enabled:
+            if bar is not None and getattr(bar, "is_enabled", True):
                 bar.print(*args, **kwargs)
             else:
                 print(*args, **kwargs)  # noqa: T201 - that is its purpose
@@ -568,12 +567,6 @@ class LightningModule(DeviceDtypeModule, HyperparametersMixin, ModelHooks, DataH
         return export.to_tensorrt(
             self, file_path, input_sample, ir, output_format, retrace, default_device, **compile_kwargs
         )
-
-
-def configured_callbacks(module: LightningModule) -> list[Callback]:
-    """Return what `configure_callbacks` gives, as a list."""
-    returned = module.configure_callbacks()
-    return list(returned) if isinstance(returned, (list, tuple)) else [returned]
 
 
 def _one_of(given: Any, trainers: Any, name: str) -> Any:

@@ -17,7 +17,7 @@ from fulmen.utilities.types import LRSchedulerConfig
 if TYPE_CHECKING:
     from fulmen.core.module import LightningModule
 
-__all__ = ["LightningOptimizer", "do_nothing_closure", "parse_optimizers"]
+__all__ = ["LightningOptimizer", "StepRunner", "do_nothing_closure", "parse_optimizers"]
 
 
 def do_nothing_closure() -> None:
@@ -131,6 +131,7 @@ class LightningOptimizer:
 
 # ---- configure_optimizers
 _SCHEDULER_KEYS = tuple(field.name for field in fields(LRSchedulerConfig))
+_IN_DICT = "`configure_optimizers` returned an lr_scheduler dict"
 _FORMS = (
     "an optimizer; a list of optimizers; ([optimizers], [schedulers]);"
     " {'optimizer': ..., 'lr_scheduler': ...}; a list of such dicts; or None"
@@ -167,8 +168,7 @@ def _split(returned: Any) -> tuple[list[Any], list[Any], str | None]:
     if returned is None:
         rank_zero_warn(
             "`configure_optimizers` returned None: the loop runs, but no weight is changed. Return an optimizer, or"
-            " step"
-            " by hand with `self.automatic_optimization = False`."
+            " step by hand with `self.automatic_optimization = False`."
         )
         return [], [], None
     if _steps(returned):
@@ -210,17 +210,25 @@ def _from_sequence(returned: Sequence[Any]) -> tuple[list[Any], list[Any], str |
 
 
 def _unknown(returned: Any) -> MisconfigurationException:
-    shown = f"{type(returned).__name__}"
+    advice = f"Return {_FORMS}."
     if isinstance(returned, (list, tuple)):
-        shown += f" of {[type(item).__name__ for item in returned]}"
+        shown = f"a {type(returned).__name__} of {[type(item).__name__ for item in returned]}"
     elif isinstance(returned, Mapping):
-        shown += f" with the keys {sorted(map(str, returned))}"
-    return MisconfigurationException(f"`configure_optimizers` returned a {shown}, but it must return {_FORMS}.")
+        shown = f"a {type(returned).__name__} with the keys {sorted(map(str, returned))}"
+    else:
+        shown = _shown(returned)
+    if isinstance(returned, type):
+        advice = f"Make an object of it: `{returned.__name__}(self.parameters(), ...)`."
+    return MisconfigurationException(f"`configure_optimizers` returned {shown}, which cannot be stepped. {advice}")
+
+
+def _shown(value: Any) -> str:
+    return f"the class `{value.__name__}`" if isinstance(value, type) else f"a {type(value).__name__}: {value!r:.80}"
 
 
 def _steps(value: Any) -> bool:
     return isinstance(value, Optimizer) or (
-        not isinstance(value, LRScheduler)
+        not isinstance(value, (LRScheduler, type))
         and all(hasattr(value, name) for name in ("step", "param_groups", "state_dict", "load_state_dict"))
     )
 
@@ -250,20 +258,21 @@ def _scheduler_config(scheduler: Any, monitor: str | None, module: LightningModu
 def _from_scheduler_dict(given: Mapping[str, Any], monitor: str | None, module: LightningModule) -> LRSchedulerConfig:
     if "scheduler" not in given:
         raise MisconfigurationException(
-            f"The lr_scheduler dict needs the key 'scheduler', but has only {sorted(map(str, given))}."
+            f"{_IN_DICT} with the keys {sorted(map(str, given))}, but without 'scheduler'. Add the scheduler itself:"
+            " {'scheduler': scheduler, ...}."
         )
     if unknown := set(given) - set(_SCHEDULER_KEYS):
         rank_zero_warn(
-            f"The lr_scheduler dict has the keys {sorted(map(str, unknown))}, which are not used."
+            f"{_IN_DICT} with the keys {sorted(map(str, unknown))}, which are not used."
             f" Known are {list(_SCHEDULER_KEYS)}.",
             category=RuntimeWarning,
         )
-    if not module.automatic_optimization:
-        if ignored := sorted({"reduce_on_plateau", "monitor", "strict"} & set(given)):
-            rank_zero_warn(
-                f"The lr_scheduler keys {ignored} have no effect with manual optimization: you step the scheduler.",
-                category=RuntimeWarning,
-            )
+    ignored = sorted({"reduce_on_plateau", "monitor", "strict"} & set(given))
+    if ignored and not module.automatic_optimization:
+        rank_zero_warn(
+            f"The lr_scheduler keys {ignored} have no effect with manual optimization: you step the scheduler.",
+            category=RuntimeWarning,
+        )
     config = LRSchedulerConfig(**{key: value for key, value in given.items() if key in _SCHEDULER_KEYS})
     if "reduce_on_plateau" not in given:
         config.reduce_on_plateau = isinstance(config.scheduler, ReduceLROnPlateau)
@@ -271,16 +280,16 @@ def _from_scheduler_dict(given: Mapping[str, Any], monitor: str | None, module: 
         config.monitor = monitor
     if config.interval not in ("step", "epoch"):
         raise MisconfigurationException(
-            f"The lr_scheduler dict has 'interval': {config.interval!r}, but it must be 'step' or 'epoch'."
+            f"{_IN_DICT} with 'interval': {config.interval!r}, but it must be 'step' or 'epoch'."
         )
     if not isinstance(config.frequency, int) or config.frequency < 1:
         raise MisconfigurationException(
-            f"The lr_scheduler dict has 'frequency': {config.frequency!r}, but it must be an int of at least 1."
+            f"{_IN_DICT} with 'frequency': {config.frequency!r}, but it must be an int of at least 1."
         )
     if config.reduce_on_plateau and config.monitor is None and module.automatic_optimization:
         raise MisconfigurationException(
-            "The lr_scheduler dict has 'reduce_on_plateau' but no 'monitor'. Add the metric's name: 'monitor':"
-            " 'val_loss'."
+            f"{_IN_DICT} with `{type(config.scheduler).__name__}` but without the metric that it follows. Add its"
+            " name: 'monitor': 'val_loss'."
         )
     return config
 
@@ -291,17 +300,22 @@ def _check_schedulers(
     for config in configs:
         scheduler = config.scheduler
         name = type(scheduler).__name__
+        if isinstance(scheduler, type) or not hasattr(scheduler, "step"):
+            raise TypeError(
+                f"`configure_optimizers` returned {_shown(scheduler)} as a scheduler. Return an object with `step`,"
+                " e.g. `torch.optim.lr_scheduler.StepLR(optimizer, step_size=1)`."
+            )
         if not (hasattr(scheduler, "state_dict") and hasattr(scheduler, "load_state_dict")):
             raise TypeError(
                 f"The scheduler `{name}` has no `state_dict` and `load_state_dict`, so it could not be resumed."
                 " Define both, or return a scheduler of torch."
             )
-        if not isinstance(scheduler, (LRScheduler, ReduceLROnPlateau)) and module.automatic_optimization:
-            if not steps_any_scheduler:
-                raise MisconfigurationException(
-                    f"`{name}` is not a scheduler of torch, so it is not known how to step it."
-                    " Override `LightningModule.lr_scheduler_step`."
-                )
+        is_known = isinstance(scheduler, (LRScheduler, ReduceLROnPlateau)) or steps_any_scheduler
+        if module.automatic_optimization and not is_known:
+            raise MisconfigurationException(
+                f"`{name}` is not a scheduler of torch, so it is not known how to step it."
+                " Override `LightningModule.lr_scheduler_step`."
+            )
         owner = getattr(scheduler, "optimizer", None)
         if optimizers and owner is not None and not any(owner is optimizer for optimizer in optimizers):
             raise MisconfigurationException(

@@ -24,6 +24,7 @@ from fulmen.utilities.lazy import is_installed, require
 from fulmen.utilities.migration import migrate_checkpoint
 from fulmen.utilities.plain_data import NotPlainError, explain_refusal, to_plain
 from fulmen.utilities.rank_zero import rank_zero_warn
+from fulmen.utilities.state_names import named_as_in
 
 if TYPE_CHECKING:
     from builtins import classmethod as class_only
@@ -92,7 +93,7 @@ def load_from_checkpoint(
     module.on_load_checkpoint(checkpoint)
     exact = _resolve_strict(module, strict)
     weights: dict[str, Any] = checkpoint["state_dict"]
-    keys = module.load_state_dict(weights, strict=exact)
+    keys = module.load_state_dict(named_as_in(module, weights), strict=exact)
     if not exact:
         _warn_about_keys(keys.missing_keys, keys.unexpected_keys)
     devices = [value.device for value in weights.values() if isinstance(value, torch.Tensor)]

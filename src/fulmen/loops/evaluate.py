@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,14 @@ from fulmen.utilities.signature_utils import is_param_in_hook_signature
 if TYPE_CHECKING:
     from fulmen.trainer.trainer import Trainer
 
-__all__ = ["EvaluationLoop", "no_gradients", "step_arguments"]
+__all__ = [
+    "EvaluationLoop",
+    "check_dataloader_idx",
+    "no_gradients",
+    "recorded_modes",
+    "restore_modes",
+    "step_arguments",
+]
 
 _HOOK_WORD = {"validate": "validation", "test": "test"}
 _LOADER_WORD = {"validate": "val", "test": "test"}
@@ -92,6 +100,8 @@ class EvaluationLoop:
         on_batch_start, on_batch_end = (getattr(events, f"on_{word}_batch_{end}") for end in ("start", "end"))
         step_name = f"{word}_step"
         step, arguments = step_arguments(trainer, step_name, num_loaders)
+        if not self.inside_fit:
+            trainer.profiler.connect(trainer.lightning_module, num_steps=sum(batches.num_batches))
         precision = trainer.strategy.precision_plugin
         context = nullcontext() if precision.is_plain else None
         make_context = precision.val_step_context if word == "validation" else precision.test_step_context
@@ -175,6 +185,7 @@ class EvaluationLoop:
         self.batches = EvalBatches(loader, limits, wrap_next=trainer.profiled_next("[_EvaluationLoop].val_next"))
         self._epoch_of_last_load = epoch
         self._rows = [0] * len(limits)
+        check_dataloader_idx(trainer.lightning_module, _HOOK_WORD[self.stage], len(self.batches.num_batches))
         if not trainer.sanity_checking:  # the check draws batches, too
             self.apply_position()
 
@@ -232,43 +243,50 @@ def no_gradients(trainer: Trainer, *, inside_fit: bool) -> Iterator[None]:
 
 
 def step_arguments(trainer: Trainer, name: str, num_dataloaders: int) -> tuple[Callable[..., Any], int]:
-    """Return a step method, called through the strategy, and how many of (batch, batch_idx, dataloader_idx) it takes.
-
-    Raises:
-        RuntimeError: It does not take the dataloader's index where there are several, or demands it where there is one.
-    """
+    """Return a step method, called through the strategy, and how many of its three arguments it takes."""
     method = getattr(trainer.lightning_module, name)
-    check_dataloader_idx(method, name, num_dataloaders)
-    step = getattr(trainer.strategy, name)
+    strategy = trainer.strategy
+    step = trainer.profiled(f"[Strategy]{type(strategy).__name__}.{name}", getattr(strategy, name))
     if num_dataloaders > 1:
         return step, 3
     return step, 2 if is_param_in_hook_signature(method, "batch_idx", min_args=2) else 1
 
 
-def check_dataloader_idx(method: Callable[..., Any], name: str, num_dataloaders: int) -> None:
-    """Check a step's or hook's signature against the number of dataloaders."""
-    import inspect
+def check_dataloader_idx(module: LightningModule, word: str, num_dataloaders: int) -> None:
+    """Check the signatures of a step and of the hooks around it against the number of dataloaders.
 
-    parameters = inspect.signature(method).parameters
-    parameter = parameters.get("dataloader_idx")
-    takes_any = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters.values())
-    if num_dataloaders > 1 and parameter is None and not takes_any:
-        raise RuntimeError(
-            f"There are {num_dataloaders} dataloaders, but `{name}` does not take `dataloader_idx`."
-            f" Add it as the last parameter: `def {name}(self, batch, batch_idx, dataloader_idx)`."
-        )
-    if num_dataloaders == 1 and parameter is not None and parameter.default is inspect.Parameter.empty:
-        raise RuntimeError(
-            f"`{name}` demands `dataloader_idx`, but there is only one dataloader."
-            " Remove the parameter, or give it a default: `dataloader_idx=0`."
-        )
+    Args:
+        module: The module that has them.
+        word: `"validation"`, `"test"` or `"predict"`.
+        num_dataloaders: Number of dataloaders.
+
+    Raises:
+        RuntimeError: One lacks the dataloader index where there are several loaders, or demands it for one.
+    """
+    for name in (f"{word}_step", f"on_{word}_batch_start", f"on_{word}_batch_end"):
+        parameters = inspect.signature(getattr(module, name)).parameters
+        parameter = parameters.get("dataloader_idx")
+        takes_any = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters.values())
+        if num_dataloaders > 1 and parameter is None and not takes_any:
+            given = ", ".join(["self", *parameters])
+            raise RuntimeError(
+                f"There are {num_dataloaders} dataloaders, but `{name}` does not take `dataloader_idx`."
+                f" Add it as the last parameter: `def {name}({given}, dataloader_idx=0)`."
+            )
+        if num_dataloaders == 1 and parameter is not None and parameter.default is inspect.Parameter.empty:
+            raise RuntimeError(
+                f"`{name}` demands `dataloader_idx`, but there is only one dataloader."
+                " Remove the parameter, or give it a default: `dataloader_idx=0`."
+            )
 
 
 def recorded_modes(module: nn.Module) -> dict[nn.Module, bool]:
+    """Return which submodules are in training mode."""
     return {child: child.training for child in module.modules()}
 
 
 def restore_modes(modes: dict[nn.Module, bool]) -> None:
+    """Give every submodule the mode back that it had."""
     for child, training in modes.items():
         if child.training != training:
             child.training = training

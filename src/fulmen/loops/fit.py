@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fulmen.data.prefetch import TrainBatches
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from fulmen.trainer.trainer import Trainer
 
-__all__ = ["FitLoop"]
+__all__ = ["SKIP_EPOCH", "FitLoop"]
 
 log = logging.getLogger(__name__)
 SKIP_EPOCH = -1
@@ -53,6 +54,8 @@ class FitLoop:
         self.sanity_metric_names: set[str] | None = None
         self._epoch_of_last_load = -1
         self._told_minima = False
+        self._epoch_is_profiled = False
+        self.told: set[str] = set()  # of what the user was warned in this run
         self._stopped_for = ""
 
     # ---- the loop
@@ -68,7 +71,7 @@ class FitLoop:
         self.resume.continue_interrupted()
         while not self._is_done():
             # ---- one epoch
-            optimization, to_device, window = self._begin_epoch()
+            run_batch, to_device, window = self._begin_epoch()
             for batch, batch_idx, is_last in self.batches:  # type: ignore[union-attr]  # `_prepare` made them
                 # ---- one batch
                 total.ready += 1
@@ -86,7 +89,7 @@ class FitLoop:
                 current.started += 1
                 due = window == 1 or is_last or (batch_idx + 1) % window == 0
                 divisor = 1 if window == 1 else self._window_length(batch_idx, window)
-                outputs = optimization.step(batch, batch_idx, due=due, divisor=divisor)
+                outputs = run_batch(batch, batch_idx, due=due, divisor=divisor)
                 total.processed += 1
                 current.processed += 1
                 schedulers.after_batch(due, is_last)
@@ -110,6 +113,7 @@ class FitLoop:
     # ---- before the loop
     def _prepare(self) -> bool:
         trainer = self.trainer
+        self.told.clear()
         self.resolve_max_epochs()
         self._epoch_of_last_load = -1 if self.batches is None else self._epoch_of_last_load
         self.load_data()
@@ -124,7 +128,16 @@ class FitLoop:
         )
         self._log_every = trainer.log_every_n_steps if trainer.loggers else 0
         trainer.metrics.activate(self.metrics)
+        trainer.profiler.connect(trainer.lightning_module, num_steps=self._steps_to_come())
         return True
+
+    def _steps_to_come(self) -> float:
+        """Return how many training batches this run has at most."""
+        limits, done = self.limits, self.progress
+        by_epochs = math.inf if limits.max_epochs is None else limits.max_epochs - done.epochs.current.completed
+        batches = by_epochs * self.num_batches if by_epochs else 0
+        steps = math.inf if limits.max_steps is None else limits.max_steps - done.global_step
+        return min(batches, steps * self.trainer.accumulate_grad_batches)
 
     def resolve_max_epochs(self) -> None:
         """Settle what `max_epochs=None` means for this run."""
@@ -172,7 +185,7 @@ class FitLoop:
         self.val_loop.forget_data()
 
     # ---- one epoch
-    def _begin_epoch(self) -> tuple[AutomaticOptimization | ManualOptimization, Any, int]:
+    def _begin_epoch(self) -> tuple[Callable[..., Any], Any, int]:
         trainer, events, done, store = self.trainer, self.trainer.events, self.progress, self.metrics
         epoch = done.epochs.current.completed
         self.load_data()
@@ -188,11 +201,13 @@ class FitLoop:
             done.epochs.increment("started")
             done.begin_epoch()
         self.optimization = trainer.make_optimization()
+        self._profile_epoch(True)
+        self._run_batch = trainer.profiled("run_training_batch", self.optimization.step)
         self._validates = self.validation_enabled and self.plan.epoch_is_due(epoch)  # type: ignore[union-attr]
         self._max_steps = self.limits.max_steps
         store.in_batch = True
         window = trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else 1
-        return self.optimization, choose_transfer(trainer), window
+        return self._run_batch, choose_transfer(trainer), window
 
     def _end_epoch(self) -> None:
         trainer, done = self.trainer, self.progress
@@ -205,9 +220,21 @@ class FitLoop:
         trainer.metrics.publish_epoch(done.batches_that_stepped - 1, trainer.current_epoch)
         trainer.metrics.refresh()
         done.epochs.increment("completed")
+        self._profile_epoch(False)
         self.optimization.check_last_loss()  # type: ignore[union-attr]
         if trainer.signals.received is not None:
             trainer.signals.raise_received()
+
+    def _profile_epoch(self, running: bool) -> None:
+        """Measure the epoch as a whole, where there is a profiler."""
+        profiler = self.trainer.profiler_or_none
+        if profiler is not None and running is not self._epoch_is_profiled:
+            (profiler.start if running else profiler.stop)("run_training_epoch")
+            self._epoch_is_profiled = running
+
+    def break_off(self) -> None:
+        """Close what an epoch holds open when an error has ended it."""
+        self._profile_epoch(False)
 
     def _skip_batch(self) -> None:
         rank_zero_warn("The training dataloader yielded None; this batch is skipped. Check the collate function.")

@@ -27,15 +27,16 @@ if TYPE_CHECKING:
     from fulmen.trainer.event_table import EventTable
     from fulmen.utilities.types import STEP_OUTPUT
 
-__all__ = ["AutomaticOptimization", "ManualOptimization", "check_loss_is_finite"]
+__all__ = ["AutomaticOptimization", "ManualOptimization", "check_loss_is_finite", "takes_batch_idx"]
 
 
 class _Optimization:
     """What both ways of optimizing share: the call of `training_step` and the reading of its output."""
 
     def __init__(
-        self, strategy: Strategy, events: EventTable, scope: Scope, progress: FitProgress, *, wants_outputs: bool
-    ) -> None:
+        self, strategy: Strategy, events: EventTable, scope: Scope, progress: FitProgress, *, wants_outputs: bool,
+        told: set[str],
+    ) -> None:  # fmt: skip
         module = strategy.lightning_module
         assert isinstance(module, LightningModule)  # noqa: S101 - a run has one
         self.module: LightningModule = module
@@ -44,6 +45,7 @@ class _Optimization:
         self.scope = scope
         self.progress = progress
         self.wants_outputs = wants_outputs
+        self.told = told  # of what this fit was warned already
         self.takes_batch_idx = takes_batch_idx(module.training_step)
         self.precision = strategy.precision_plugin
         # the plain context is made once; others are asked for each step, as a user's may be for one use
@@ -56,6 +58,15 @@ class _Optimization:
             or is_overridden("backward", module, LightningModule)
             or not self.precision.is_plain
         )
+
+    def measure(self, profiled: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Have the step and the backward pass measured by a profiler.
+
+        Args:
+            profiled: Takes the name of a strategy's method and a function; returns the measured function.
+        """
+        self.training_step = profiled("training_step", self.training_step)
+        self.differentiate = profiled("backward", self.differentiate)  # type: ignore[method-assign]
 
     def differentiate(self, loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> None:
         """Run the backward pass of `loss` between its hooks."""
@@ -100,11 +111,12 @@ class AutomaticOptimization(_Optimization):
         progress: FitProgress,
         *,
         wants_outputs: bool,
+        told: set[str],
         optimizer: LightningOptimizer | None,
         clip_val: float | None,
         clip_algorithm: str | None,
     ) -> None:
-        super().__init__(strategy, events, scope, progress, wants_outputs=wants_outputs)
+        super().__init__(strategy, events, scope, progress, wants_outputs=wants_outputs, told=told)
         module = self.module
         self.wrapped = optimizer
         self.optimizer: Optimizer | None = None if optimizer is None else optimizer.optimizer
@@ -166,7 +178,7 @@ class AutomaticOptimization(_Optimization):
     def check_last_loss(self) -> None:
         """Warn if training has run into NaN; on a device looked at once an epoch, as reading waits for it."""
         if self.last_loss is not None:
-            check_loss_is_finite(self.last_loss, self.progress)
+            check_loss_is_finite(self.last_loss, self.progress, self.told)
 
     def forward_backward(self, batch: Any, batch_idx: int) -> Tensor | None:
         """Call `training_step`, clear the gradients at a window's start, and differentiate the loss."""
@@ -188,7 +200,16 @@ class AutomaticOptimization(_Optimization):
             self.differentiate(loss, self.optimizer)
             if loss.is_cpu and not math.isfinite(loss.item()):
                 self.check_last_loss()
+        elif "None" not in self.told:
+            self._warn_of_none(batch_idx)
         return loss
+
+    def _warn_of_none(self, batch_idx: int) -> None:
+        self.told.add("None")
+        rank_zero_warn(
+            f"`training_step` returned None on batch {batch_idx} of epoch {self.progress.epochs.current.completed}, so"
+            " nothing is learned from this batch. If that was not on purpose, end `training_step` with `return loss`."
+        )
 
     def _zero_grad(self, batch_idx: int) -> None:
         optimizer, progress = self.optimizer, self.progress.zero_grads
@@ -331,11 +352,12 @@ def takes_batch_idx(step: Callable[..., Any]) -> bool:
     return is_param_in_hook_signature(step, "batch_idx", min_args=2)
 
 
-def check_loss_is_finite(loss: Tensor, progress: FitProgress) -> None:
-    """Warn, once for each place, of a loss that is NaN or infinite."""
+def check_loss_is_finite(loss: Tensor, progress: FitProgress, told: set[str]) -> None:
+    """Warn, once in a fit, of a loss that is NaN or infinite; `told` keeps that it was done."""
     value = loss.item()  # sync: called at an epoch's end, or when the loss is on the CPU
-    if math.isfinite(value):
+    if math.isfinite(value) or "not finite" in told:
         return
+    told.add("not finite")
     rank_zero_warn(
         f"The loss is {value} at epoch {progress.epochs.current.completed}, batch {progress.batches.current.ready - 1}"
         f" (global step {progress.global_step}); from here on the weights are likely to be {value} too."
@@ -353,8 +375,7 @@ def _loss_of(output: Any) -> Tensor | None:
     if not isinstance(output, Mapping):
         raise MisconfigurationException(
             "`training_step` must return the loss as a tensor, a mapping with the key 'loss', or None to skip the"
-            " batch,"
-            f" but it returned a {type(output).__name__}."
+            f" batch, but it returned a {type(output).__name__}: {output!r:.80}.{_hint_for_number(output)}"
         )
     if "loss" not in output:
         raise MisconfigurationException(
@@ -365,9 +386,13 @@ def _loss_of(output: Any) -> Tensor | None:
     if loss is not None and not isinstance(loss, Tensor):
         raise MisconfigurationException(
             f"`training_step` returned 'loss' as a {type(loss).__name__}, but it must be a tensor that can be"
-            " differentiated."
+            f" differentiated.{_hint_for_number(loss)}"
         )
     return loss
+
+
+def _hint_for_number(value: Any) -> str:
+    return " Return it before `.item()` or `float(...)`." if isinstance(value, (int, float)) else ""
 
 
 def _outputs(output: Any, loss: Tensor | None) -> dict[str, Any]:
@@ -387,10 +412,8 @@ def _differentiable(loss: Tensor) -> Tensor:
     if not loss.requires_grad:
         raise MisconfigurationException(
             "`training_step` returned a loss that does not depend on any trainable parameter (`requires_grad` is"
-            " False),"
-            " so nothing can be learned from it. Look for `.detach()`, `.item()`, `torch.no_grad()`, or frozen"
-            " parameters;"
-            " return None to skip a batch."
+            " False), so nothing can be learned from it. Look for `.detach()`, `.item()`, `torch.no_grad()`, or frozen"
+            " parameters; return None to skip a batch."
         )
     return loss.squeeze()
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fulmen.data.prefetch import EvalBatches
 from fulmen.engine.loaders import seen_batch_indices
-from fulmen.loops.evaluate import no_gradients, recorded_modes, restore_modes, step_arguments
+from fulmen.loops.evaluate import check_dataloader_idx, no_gradients, recorded_modes, restore_modes, step_arguments
 from fulmen.loops.progress import Progress
 from fulmen.loops.transfer import choose_transfer
 from fulmen.utilities.tree import apply_to_collection
@@ -66,6 +66,7 @@ class PredictionLoop:
         trainer, events, progress = self.trainer, self.trainer.events, self.progress
         num_loaders = len(batches.num_batches)
         step, arguments = step_arguments(trainer, "predict_step", num_loaders)
+        trainer.profiler.connect(trainer.lightning_module, num_steps=sum(batches.num_batches))
         precision = trainer.strategy.precision_plugin
         context = nullcontext() if precision.is_plain else None
         to_device = choose_transfer(trainer)
@@ -107,6 +108,7 @@ class PredictionLoop:
         if self.batches is None:
             loader, limits = self.trainer.sources.eval_loaders("predict")
             self.batches = EvalBatches(loader, limits)
+            check_dataloader_idx(self.trainer.lightning_module, "predict", len(limits))
 
     def forget_data(self) -> None:
         """Let the loaders of an earlier run go."""

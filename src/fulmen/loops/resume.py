@@ -16,8 +16,8 @@ __all__ = ["FitResume"]
 class FitResume:
     """Puts a restored fit back to the point at which its checkpoint was taken.
 
-    A checkpoint may stem from any hook. The counters tell: an epoch that was *processed* has only its last schedulers to
-    step; one that was *started* goes on at the first batch that was not processed; one only *ready* begins anew.
+    A checkpoint may stem from any hook. The counters tell: an epoch that was *processed* has only its last schedulers
+    to step; one that was *started* goes on at the first batch that was not processed; one only *ready* begins anew.
     """
 
     def __init__(self, loop: FitLoop) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fulmen.metrics.rules import LogOptions, is_torchmetric, settle
+from fulmen.metrics.rules import LogOptions, cannot_log, is_torchmetric, settle
 from fulmen.metrics.store import Entry, LoggedMetric, LoggedValue, MetricStore
 from fulmen.utilities.exceptions import MisconfigurationException
 from fulmen.utilities.rank_zero import WarningCache
@@ -115,12 +115,7 @@ class MetricBoard:
         if self._muted:
             _warnings.warn("`self.log` does nothing under `Trainer(barebones=True)`.")
             return
-        hook = self.scope.hook
-        where = f"inside `{hook}`" if hook else "outside of any hook"
-        raise MisconfigurationException(
-            f"`self.log({name!r}, ...)` was called {where}, where nothing is recorded."
-            " Call it in a training, validation or test hook while the Trainer runs it."
-        )
+        raise cannot_log(name, self.scope.hook)
 
     # ---- which loop is logging
     def activate(self, store: MetricStore | None) -> MetricStore | None:
@@ -207,6 +202,8 @@ class MetricBoard:
             return
         row = {e.settled.epoch_name: e.epoch_tensor() for _, e in store.epoch_entries() if e.settled.logger}
         self.send(row, step, epoch)
+        for logger in self.loggers:  # not after each step's row: writers flush by themselves
+            logger.save()
 
     def send(self, metrics: dict[str, Any], step: int, epoch: int | None) -> None:
         """Write one row to every logger.
@@ -225,7 +222,6 @@ class MetricBoard:
             row.setdefault("epoch", epoch)
         for logger in self.loggers:
             logger.log_metrics(metrics=row, step=step)
-            logger.save()
 
     # ---- results of validate and test
     def evaluation_results(self, num_dataloaders: int) -> list[dict[str, float]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from fulmen.core.events import LOG_RULES, LogRule
 from fulmen.utilities.exceptions import MisconfigurationException
 
-__all__ = ["LogOptions", "Settled", "is_torchmetric", "settle"]
+__all__ = ["LogOptions", "Settled", "cannot_log", "is_torchmetric", "settle"]
 
 _REDUCTIONS: dict[str, str] = {"mean": "mean", "avg": "mean", "sum": "sum", "min": "min", "max": "max"}
 _LOADER_MARK = "/dataloader_idx_"
@@ -63,7 +63,7 @@ def settle(hook: str, name: str, value: object, options: LogOptions, *, dataload
         ValueError: The value is no number, one-element tensor or metric.
         RuntimeError: The hook is not known.
     """
-    rule = _rule(hook)
+    rule = _rule(name, hook)
     _check_name(name)
     _check_value(name, value)
     on_step = rule.on_step if options.on_step is None else options.on_step
@@ -93,23 +93,37 @@ def settle(hook: str, name: str, value: object, options: LogOptions, *, dataload
     )
 
 
-def _rule(hook: str) -> LogRule:
+def cannot_log(name: str, hook: str | None) -> MisconfigurationException:
+    """Return the error for `self.log` where nothing is recorded.
+
+    Args:
+        name: What was to be logged.
+        hook: The hook that is running, if any.
+    """
+    where = f"inside `{hook}`" if hook else "outside of any hook"
+    usable = ", ".join(f"`{known}`" for known in ("training_step", "on_train_epoch_end", "validation_step"))
+    return MisconfigurationException(
+        f"`self.log({name!r}, ...)` was called {where}, where nothing is recorded. Log in {usable} or another hook of a"
+        " training, validation or test epoch."
+    )
+
+
+def _rule(name: str, hook: str) -> LogRule:
     try:
         rule = LOG_RULES[hook]
     except KeyError:
         raise RuntimeError(f"`self.log` was called inside `{hook}`, which is no hook that fulmen knows.") from None
     if rule is None:
-        usable = ", ".join(f"`{known}`" for known in ("training_step", "on_train_epoch_end", "validation_step"))
-        raise MisconfigurationException(
-            f"`self.log` does not work inside `{hook}`: nothing is recorded there. Log in {usable} or another"
-            " hook of a training, validation or test epoch."
-        )
+        raise cannot_log(name, hook)
     return rule
 
 
 def _check_name(name: str) -> None:
     if not isinstance(name, str):
-        raise ValueError(f"`self.log` needs a string as name, but got {name!r}.")
+        raise ValueError(
+            f"`self.log({name!r}, ...)` got a {type(name).__name__} as name, but needs a string:"
+            " `self.log('train_loss', loss)`."
+        )
     if _LOADER_MARK in name:
         raise MisconfigurationException(
             f"`self.log({name!r})`: names must not contain {_LOADER_MARK!r}, it is added for several dataloaders."
@@ -129,12 +143,11 @@ def _check_value(name: str, value: object) -> None:
             f"`self.log({name!r}, {{...}})` got a {type(value).__name__}, but logs one number."
             " Use `self.log_dict(...)` for several values."
         )
-    elif not is_torchmetric(value):
-        if isinstance(value, (str, bytes, list, tuple, set)) or not hasattr(value, "__float__"):
-            raise ValueError(
-                f"`self.log({name!r}, {value!r})` got a {type(value).__name__}, but logs a number,"
-                " a one-element tensor or a torchmetrics `Metric`."
-            )
+    elif not hasattr(value, "__float__") and not is_torchmetric(value):
+        raise ValueError(
+            f"`self.log({name!r}, {value!r})` got a {type(value).__name__}, but logs a number,"
+            " a one-element tensor or a torchmetrics `Metric`."
+        )
 
 
 def _reduction(name: str, reduce_fx: str | Callable[..., Any]) -> str:

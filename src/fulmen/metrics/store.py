@@ -15,7 +15,7 @@ from fulmen.utilities.tree import extract_batch_size
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
-__all__ = ["LoggedMetric", "LoggedValue", "MetricStore"]
+__all__ = ["Entry", "LoggedMetric", "LoggedValue", "MetricStore"]
 
 _warnings = WarningCache()
 

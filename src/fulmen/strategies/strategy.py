@@ -16,6 +16,7 @@ from fulmen.plugins.io.torch_io import TorchCheckpointIO
 from fulmen.plugins.precision.precision import Precision
 from fulmen.strategies.empty_init import EmptyInit
 from fulmen.strategies.trainer_side import TrainerSide
+from fulmen.utilities.state_names import named_as_in, without_compiler_names
 from fulmen.utilities.tree import move_data_to_device
 from fulmen.utilities.types import Stateful
 
@@ -443,7 +444,7 @@ class Strategy(TrainerSide, ABC):
         Args:
             module: The module, wrapped or not.
         """
-        return module.state_dict()
+        return without_compiler_names(module, module.state_dict())
 
     def load_module_state_dict(self, module: nn.Module, state_dict: dict[str, Any], strict: bool = True) -> None:
         """Load weights into a module.
@@ -453,7 +454,7 @@ class Strategy(TrainerSide, ABC):
             state_dict: What `get_module_state_dict` returned.
             strict: Names must be the same on both sides.
         """
-        module.load_state_dict(state_dict, strict=strict)
+        module.load_state_dict(named_as_in(module, state_dict), strict=strict)
 
     def get_optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Return the state of an optimizer, whole.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from fulmen.core.callback import Callback
 from fulmen.core.module import LightningModule
@@ -15,10 +17,38 @@ from fulmen.utilities.warnings import PossibleUserWarning
 if TYPE_CHECKING:
     from fulmen.trainer.trainer import Trainer
 
-__all__ = ["check_callbacks", "check_run"]
+__all__ = ["check_callbacks", "check_module", "check_run"]
 
 _STEP = {"fit": "training_step", "validate": "validation_step", "test": "test_step", "predict": "predict_step"}
-_REMOVED = {"training_epoch_end": "train", "validation_epoch_end": "validation", "test_epoch_end": "test"}
+_REMOVED = {
+    "training_epoch_end": ("on_train_epoch_end", "training_step"),
+    "validation_epoch_end": ("on_validation_epoch_end", "validation_step"),
+    "test_epoch_end": ("on_test_epoch_end", "test_step"),
+}
+
+
+def check_module(model: Any, fn: str) -> None:
+    """Check that what was passed as model is a `LightningModule`, and a whole one.
+
+    Raises:
+        TypeError: It is something else.
+        RuntimeError: Its `__init__` does not call that of `LightningModule`.
+    """
+    if isinstance(model, LightningModule):
+        if "_modules" not in vars(model) or "_trainer" not in vars(model):
+            raise RuntimeError(
+                f"`{type(model).__name__}.__init__` did not call `super().__init__()`, so the module is not set up."
+                " Call it first thing in `__init__`."
+            )
+        return
+    if isinstance(model, type):
+        got, advice = f"the class `{model.__name__}`", f"Make an object of it: `{model.__name__}(...)`."
+    elif isinstance(model, nn.Module):
+        got = f"a `{type(model).__name__}`"
+        advice = "Subclass `LightningModule`; a plain module can be an attribute of it."
+    else:
+        got, advice = f"a `{type(model).__name__}`", "The model comes first, then the data."
+    raise TypeError(f"`Trainer.{fn}(model)` needs a `fulmen.LightningModule`, but got {got}. {advice}")
 
 
 def check_run(trainer: Trainer, module: LightningModule) -> None:
@@ -30,8 +60,7 @@ def check_run(trainer: Trainer, module: LightningModule) -> None:
     if is_param_in_hook_signature(getattr(module, step), "dataloader_iter", explicit=True):
         raise MisconfigurationException(
             f"`{type(module).__name__}.{step}(self, dataloader_iter)`: stepping over the iterator yourself is not"
-            " supported."
-            f" Take `batch` (and `batch_idx`) instead."
+            " supported. Take `batch` (and `batch_idx`) instead."
         )
     if fn == "fit":
         _check_fit(trainer, module)
@@ -66,11 +95,13 @@ def _check_fit(trainer: Trainer, module: LightningModule) -> None:
     has_step = is_overridden("validation_step", module, LightningModule)
     if has_loader and not has_step:
         rank_zero_warn(
-            f"There is a validation dataloader but `{name}` has no `validation_step`; validation is skipped."
+            f"There is a validation dataloader but `{name}` has no `validation_step`; validation is skipped. Define"
+            " `def validation_step(self, batch, batch_idx)`, or pass `Trainer(limit_val_batches=0)`."
         )
     if has_step and not has_loader:
         rank_zero_warn(
-            f"`{name}` has a `validation_step` but there is no validation dataloader; validation is skipped.",
+            f"`{name}` has a `validation_step` but there is no validation dataloader; validation is skipped. Pass"
+            " `val_dataloaders` to `Trainer.fit`.",
             category=PossibleUserWarning,
         )
     if not module.automatic_optimization:
@@ -78,17 +109,17 @@ def _check_fit(trainer: Trainer, module: LightningModule) -> None:
 
 
 def _check_manual(trainer: Trainer, name: str) -> None:
-    remedy = "do it in `training_step`, or use automatic optimization."
     if trainer.gradient_clip_val is not None and trainer.gradient_clip_val > 0:
         raise MisconfigurationException(
             f"`Trainer(gradient_clip_val={trainer.gradient_clip_val})` has no effect on `{name}`, which optimizes by"
-            " hand:"
-            f" call `self.clip_gradients(...)`; {remedy}"
+            " hand. Call `self.clip_gradients(optimizer, gradient_clip_val=...)` in `training_step` before the"
+            " optimizer's step, or use automatic optimization."
         )
     if trainer.accumulate_grad_batches != 1:
         raise MisconfigurationException(
             f"`Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches})` has no effect on `{name}`, which"
-            f" optimizes by hand: {remedy}"
+            " optimizes by hand. Step the optimizer only on every n-th `batch_idx` of `training_step`, or use"
+            " automatic optimization."
         )
 
 
@@ -100,7 +131,8 @@ def _check_predict(trainer: Trainer, module: LightningModule) -> None:
         "forward", module, LightningModule
     ):
         raise MisconfigurationException(
-            f"`Trainer.predict()` needs `{name}.predict_step` or `{name}.forward`, and neither is defined."
+            f"`Trainer.predict()` needs `{name}.predict_step` or `{name}.forward`, and neither is defined. Define one:"
+            " `def predict_step(self, batch, batch_idx): return prediction`."
         )
     _check_loader(trainer, module, "predict", "predict")
 
@@ -116,11 +148,11 @@ def _check_loader(trainer: Trainer, module: LightningModule, word: str, fn: str)
 
 
 def _check_removed_hooks(module: LightningModule) -> None:
-    for hook, stage in _REMOVED.items():
+    for hook, (successor, step) in _REMOVED.items():
         if callable(getattr(module, hook, None)):
             raise NotImplementedError(
                 f"`{type(module).__name__}.{hook}` is not called any more (it was removed in Lightning 2.0). Use"
-                f" `on_{stage}_epoch_end`, and keep the outputs you need in a list of your own in `{stage}_step`."
+                f" `{successor}`, and keep the outputs you need in a list of your own in `{step}`."
             )
 
 
@@ -147,16 +179,21 @@ def check_callbacks(callbacks: list[Callback]) -> None:
     seen: dict[str, Callback] = {}
     for callback in callbacks:
         if not isinstance(callback, Callback):
-            hint = " Pass an instance, not the class." if isinstance(callback, type) else ""
+            if isinstance(callback, type):
+                name = callback.__name__
+                raise TypeError(
+                    f"`Trainer(callbacks=...)` got the class `{name}`. Make an object of it: `{name}(...)`."
+                )
             raise TypeError(
-                f"`Trainer(callbacks=...)` got a {type(callback).__name__}: {callback!r}, no `Callback`.{hint}"
+                f"`Trainer(callbacks=...)` got a {type(callback).__name__}: {callback!r}. Pass one `Callback`, or a"
+                " list of them."
             )
         if not is_overridden("state_dict", callback, Callback):
             continue
         if callback.state_key in seen:
             raise RuntimeError(
-                f"Two callbacks have the state key {callback.state_key!r}: {seen[callback.state_key]!r} and"
-                f" {callback!r}."
-                " In a checkpoint one would overwrite the other. Override `state_key` of one, or remove it."
+                f"Two callbacks of the class `{type(callback).__name__}` have the same state key"
+                f" {callback.state_key!r}. In a checkpoint one would overwrite the other. Give them different"
+                " settings, override the property `state_key` in a subclass, or remove one."
             )
         seen[callback.state_key] = callback

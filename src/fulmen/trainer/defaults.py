@@ -64,7 +64,7 @@ def in_order(callbacks: list[Callback]) -> list[Callback]:
 
 
 def add_module_callbacks(callbacks: list[Callback], of_module: list[Callback]) -> list[Callback]:
-    """Return the callbacks with those of `configure_callbacks`, which replace others of their class or a parent of it."""
+    """Return the callbacks with those of `configure_callbacks`, which replace others of their class or a parent."""
     if not of_module:
         return callbacks
     types = {type(callback) for callback in of_module}
@@ -86,7 +86,8 @@ def _check_switched_off(callbacks: list[Callback], kind: type, enabled: bool, ar
     if not enabled and _have(callbacks, kind):
         found = next(type(c).__name__ for c in callbacks if isinstance(c, kind))
         raise MisconfigurationException(
-            f"`Trainer({argument}=False)` but a `{found}` is in `callbacks`. Remove one of the two."
+            f"`Trainer({argument}=False)` (which `barebones=True` sets, too) cannot be used with the `{found}` in"
+            " `callbacks`. Remove one of the two."
         )
 
 

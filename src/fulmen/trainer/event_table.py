@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fulmen.profilers.profiler import Profiler
     from fulmen.trainer.trainer import Trainer
 
-__all__ = ["EventTable"]
+__all__ = ["Announcement", "EventTable", "Hook", "nothing", "owner_label"]
 
 Hook = Callable[..., Any]
 
@@ -131,14 +131,21 @@ class EventTable:
                 for callback in chosen
                 if is_overridden(name, callback, Callback)
             ]
-        owner, parent, label = {
-            Receiver.MODULE: (module, LightningModule, "LightningModule"),
-            Receiver.DATAMODULE: (trainer.datamodule, LightningDataModule, "LightningDataModule"),
-            Receiver.STRATEGY: (trainer.strategy, Strategy, "Strategy"),
+        owner, parent = {
+            Receiver.MODULE: (module, LightningModule),
+            Receiver.DATAMODULE: (trainer.datamodule, LightningDataModule),
+            Receiver.STRATEGY: (trainer.strategy, Strategy),
         }[receiver]
         if owner is None or not is_overridden(name, owner, parent):
             return []
-        return [(f"[{label}]{type(owner).__name__}", getattr(owner, name))]
+        return [(owner_label(owner), getattr(owner, name))]
+
+
+def owner_label(owner: object) -> str:
+    """Return how an object is named in lists of events and in profiles, e.g. `[LightningModule]Net`."""
+    kinds = (LightningModule, LightningDataModule, Strategy)
+    kind = next((kind.__name__ for kind in kinds if isinstance(owner, kind)), "Callback")
+    return f"[{kind}]{type(owner).__name__}"
 
 
 def _is_monitor(callback: Callback) -> bool:

@@ -45,6 +45,10 @@ def choose_profiler(profiler: Any) -> Profiler:
         return profiler
     if isinstance(profiler, str) and profiler.lower() in _BY_NAME:
         return _BY_NAME[profiler.lower()]()
+    if isinstance(profiler, str) and profiler.lower() == "xla":
+        raise MisconfigurationException(
+            "`Trainer(profiler='xla')` is not available: this version does not run on TPUs. Use 'pytorch' instead."
+        )
     raise MisconfigurationException(
         f"`Trainer(profiler={profiler!r})` is not known. Use one of {sorted(_BY_NAME)}, or a `Profiler`."
     )

@@ -32,6 +32,7 @@ from fulmen.core.module import LightningModule
 from fulmen.loggers.params import merge_hparams
 from fulmen.trainer.checks import check_callbacks, check_run
 from fulmen.trainer.defaults import add_module_callbacks
+from fulmen.trainer.event_table import owner_label
 from fulmen.trainer.states import RunningStage, TrainerFn, TrainerStatus
 from fulmen.utilities.migration import migrate_checkpoint
 from fulmen.utilities.model_helpers import is_overridden
@@ -42,7 +43,7 @@ from fulmen.utilities.warnings import PossibleUserWarning
 if TYPE_CHECKING:
     from fulmen.trainer.trainer import Trainer
 
-__all__ = ["run"]
+__all__ = ["abort", "check_sanity", "finish", "run", "set_up"]
 
 log = logging.getLogger(__name__)
 
@@ -89,11 +90,12 @@ def set_up(
     _configure_callbacks(trainer, module)
     check_run(trainer, module)
     strategy.setup_environment()
-    trainer.profiler.setup(stage=fn, local_rank=trainer.local_rank, log_dir=trainer.log_dir)
+    rank = trainer.local_rank if trainer.world_size > 1 else None
+    trainer.profiler.setup(stage=fn, local_rank=rank, log_dir=trainer.log_dir)
     events.build()
     _prepare_data(trainer)
     for logger in trainer.loggers:
-        _ = logger.experiment  # type: ignore[attr-defined]  # made now, so that run directories exist
+        _ = getattr(logger, "experiment", None)  # made now, so that run directories exist
     strategy.barrier("before_setup")
     events.setup(trainer.state.fn)  # the enum, which equals its text
     strategy.barrier("after_setup")
@@ -139,7 +141,7 @@ def _prepare_data(trainer: Trainer) -> None:
         may_run = trainer.local_rank == 0 if owner.prepare_data_per_node else trainer.is_global_zero
         if may_run:
             trainer.scope.hook = "prepare_data"
-            with trainer.profile(f"[{type(owner).__name__}].prepare_data"):
+            with trainer.profile(f"{owner_label(owner)}.prepare_data"):
                 owner.prepare_data()
             trainer.scope.hook = None
         trainer.strategy.barrier("prepare_data")
@@ -236,6 +238,7 @@ def abort(trainer: Trainer, error: BaseException) -> None:
     """Take everything down after an error; an error while doing so is reported, and does not hide the first."""
     trainer.scope.hook = None
     steps: list[Callable[[], Any]] = [
+        trainer.fit_loop.break_off,
         lambda: trainer.events.on_exception(error),
         lambda: trainer.strategy.on_exception(error),
         *(lambda logger=logger: logger.finalize("failed") for logger in trainer.loggers),
@@ -246,7 +249,7 @@ def abort(trainer: Trainer, error: BaseException) -> None:
     for step in steps:
         try:
             step()
-        except Exception as second:
+        except Exception as second:  # noqa: PERF203 - each step must be tried
             rank_zero_warn(
                 f"While cleaning up after {type(error).__name__}, another error: {type(second).__name__}: {second}"
             )

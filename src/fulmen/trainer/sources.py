@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fulmen.core.datamodule import LightningDataModule
 from fulmen.core.hooks import DataHooks
 from fulmen.data.combined_loader import CombinedLoader
 from fulmen.data.rebuild import recording_dataloader_arguments
@@ -15,16 +16,16 @@ from fulmen.engine.loaders import (
     prepare_train_loaders,
     warn_if_logging_is_sparse,
 )
+from fulmen.trainer.event_table import owner_label
 from fulmen.utilities.exceptions import MisconfigurationException
 from fulmen.utilities.model_helpers import is_overridden
 
 if TYPE_CHECKING:
-    from fulmen.core.datamodule import LightningDataModule
     from fulmen.trainer.trainer import Trainer
 
 __all__ = ["Sources"]
 
-_ARGUMENT = {"train": "train_dataloaders", "val": "val_dataloaders", "test": "dataloaders", "predict": "dataloaders"}
+_ARGUMENT_OF_FIT = {"train": "train_dataloaders", "val": "val_dataloaders"}
 
 
 class Sources:
@@ -44,12 +45,17 @@ class Sources:
 
         Raises:
             MisconfigurationException: Both loaders and a datamodule are given.
+            TypeError: The datamodule is none.
         """
+        fn = self._trainer.state.fn.value  # type: ignore[union-attr]  # a method was called
+        if datamodule is not None and not isinstance(datamodule, LightningDataModule):
+            raise TypeError(f"`Trainer.{fn}(datamodule=...)` got {_no_datamodule(datamodule)}")
         given = {word: loader for word, loader in given.items() if loader is not None}
         if datamodule is not None and given:
-            names = ", ".join(f"`{_ARGUMENT[word]}`" for word in given)
+            names = ", ".join(f"`{self._argument(word)}`" for word in given)
             raise MisconfigurationException(
-                f"Pass either {names} or `datamodule`, not both: it would not be clear which to use."
+                f"`Trainer.{fn}` got {names} and `datamodule`, but not both can be used: it would not be clear where"
+                " the data come from. Leave out one of them."
             )
         self._given = given
         self.datamodule = datamodule
@@ -74,7 +80,7 @@ class Sources:
         prepare_train_loaders(combined, overfit=trainer.overfit_batches > 0, rank=trainer.global_rank)
         self._process(combined)
         limit = num_batches(combined, trainer.limit_train_batches, name="limit_train_batches")
-        if trainer.loggers:
+        if trainer.loggers and not trainer.fast_dev_run:
             warn_if_logging_is_sparse(limit, trainer.log_every_n_steps)
         return combined, limit
 
@@ -101,15 +107,19 @@ class Sources:
 
     def _request(self, word: str) -> tuple[Any, str]:
         if word in self._given:
-            return self._given[word], f"the argument `{_ARGUMENT[word]}`"
+            fn = self._trainer.state.fn.value  # type: ignore[union-attr]  # a method was called
+            return self._given[word], f"Trainer.{fn}({self._argument(word)}=...)"
         hook = f"{word}_dataloader"
         owner = self._owner(word) or self._trainer.lightning_module
         scope = self._trainer.scope
         scope.hook = hook
-        with recording_dataloader_arguments(), self._trainer.profile(f"[{type(owner).__name__}].{hook}"):
+        with recording_dataloader_arguments(), self._trainer.profile(f"{owner_label(owner)}.{hook}"):
             loaders = getattr(owner, hook)()
         scope.hook = None
-        return loaders, f"`{type(owner).__name__}.{hook}()`"
+        return loaders, f"{type(owner).__name__}.{hook}()"
+
+    def _argument(self, word: str) -> str:
+        return _ARGUMENT_OF_FIT[word] if self._trainer.state.fn == "fit" else "dataloaders"
 
     def _owner(self, word: str) -> Any:
         for owner in (self.datamodule, self._trainer.lightning_module):
@@ -120,3 +130,9 @@ class Sources:
     def _process(self, combined: CombinedLoader) -> None:
         process = self._trainer.strategy.process_dataloader
         combined.flattened = [process(loader) for loader in combined.flattened]
+
+
+def _no_datamodule(given: Any) -> str:
+    if isinstance(given, type):
+        return f"the class `{given.__name__}`. Make an object of it: `{given.__name__}(...)`."
+    return f"a {type(given).__name__}: {given!r}. Pass a `LightningDataModule`; loaders are arguments of their own."

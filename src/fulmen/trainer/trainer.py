@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from torch.optim import Optimizer
 
@@ -31,9 +32,9 @@ from fulmen.profilers.base import PassThroughProfiler
 from fulmen.profilers.profiler import Profiler
 from fulmen.strategies.strategy import Strategy
 from fulmen.trainer import arguments
-from fulmen.trainer.checks import check_callbacks
+from fulmen.trainer.checks import check_callbacks, check_module
 from fulmen.trainer.defaults import with_defaults
-from fulmen.trainer.event_table import EventTable, nothing
+from fulmen.trainer.event_table import EventTable, nothing, owner_label
 from fulmen.trainer.profiling import choose_profiler
 from fulmen.trainer.run import run
 from fulmen.trainer.signals import Signals
@@ -69,7 +70,7 @@ class Trainer(TrainerView):
         logger: True (TensorBoard if installed, else CSV), False, a `Logger`, or several.
         callbacks: One callback or a list.
         fast_dev_run: Run this many batches of everything (True: 1), without loggers and checkpoints.
-        max_epochs: Stop after so many epochs; -1 never; None is 1000, or no bound if `max_steps` or `max_time` is given.
+        max_epochs: Stop after so many epochs; -1 never; None is 1000, or no bound with `max_steps` or `max_time`.
         min_epochs: Obey no request to stop before.
         max_steps: Stop after so many optimizer steps; -1 is no bound.
         min_steps: Obey no request to stop before.
@@ -160,6 +161,12 @@ class Trainer(TrainerView):
         enable_autolog_hparams: bool = True,
         model_registry: str | None = None,
     ) -> None:
+        arguments.check_flags(
+            enable_checkpointing=enable_checkpointing, enable_progress_bar=enable_progress_bar,
+            enable_model_summary=enable_model_summary, inference_mode=inference_mode, detect_anomaly=detect_anomaly,
+            use_distributed_sampler=use_distributed_sampler, barebones=barebones, sync_batchnorm=sync_batchnorm,
+            enable_autolog_hparams=enable_autolog_hparams,
+        )  # fmt: skip
         self.barebones = barebones
         self.fast_dev_run = arguments.check_fast_dev_run(fast_dev_run)
         if barebones:
@@ -386,14 +393,8 @@ class Trainer(TrainerView):
             return self.lightning_module
         if is_compiled(model):
             model = from_compiled(model)
-        if not isinstance(model, LightningModule):
-            raise TypeError(
-                f"`Trainer.{fn.value}(model)` needs a `fulmen.LightningModule`, but got a"
-                f" `{type(model).__module__}.{type(model).__qualname__}`. Subclass `LightningModule`; a plain module"
-                " can be"
-                " an attribute of it."
-            )
-        return model
+        check_module(model, fn.value)
+        return cast(LightningModule, model)
 
     def _shown(self, results: list[dict[str, float]] | None, stage: str, verbose: bool) -> list[dict[str, float]]:
         if verbose and results and self.is_global_zero:
@@ -439,7 +440,8 @@ class Trainer(TrainerView):
         """Call `configure_optimizers` and check what it returns."""
         module = self.lightning_module
         self.scope.hook = "configure_optimizers"
-        returned = module.configure_optimizers()
+        with self.profile(f"{owner_label(module)}.configure_optimizers"):
+            returned = module.configure_optimizers()
         self.scope.hook = None
         optimizers, configs = parse_optimizers(
             returned, module, steps_any_scheduler=is_overridden("lr_scheduler_step", module, LightningModule)
@@ -470,12 +472,15 @@ class Trainer(TrainerView):
             optimization = AutomaticOptimization(
                 *common,
                 wants_outputs=wants_outputs,
+                told=self.fit_loop.told,
                 optimizer=wrapped[0] if wrapped else None,
                 clip_val=self.gradient_clip_val,
                 clip_algorithm=self.gradient_clip_algorithm,
             )
         else:
-            optimization = ManualOptimization(*common, wants_outputs=wants_outputs)
+            optimization = ManualOptimization(*common, wants_outputs=wants_outputs, told=self.fit_loop.told)
+        if self.profiler_or_none is not None:
+            optimization.measure(self._profiled_verb)
         for optimizer in wrapped:
             optimizer.connect(optimization.optimizer_step, self._toggled)
         return optimization
@@ -517,20 +522,24 @@ class Trainer(TrainerView):
         profiler = self.profiler_or_none
         return nullcontext() if profiler is None else profiler.profile(action)
 
-    def profiled_next(self, action: str) -> Callable[[Callable[[], Any]], Callable[[], Any]] | None:
-        """Return what wraps the fetching of batches, None without a profiler."""
+    def profiled(self, action: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that is measured at each call; the function itself without a profiler."""
         profiler = self.profiler_or_none
         if profiler is None:
-            return None
+            return function
 
-        def wrap(fetch: Callable[[], Any]) -> Callable[[], Any]:
-            def measured() -> Any:
-                with profiler.profile(action):
-                    return fetch()
+        def measured(*args: Any, **kwargs: Any) -> Any:
+            with profiler.profile(action):
+                return function(*args, **kwargs)
 
-            return measured
+        return measured
 
-        return wrap
+    def profiled_next(self, action: str) -> Callable[[Callable[[], Any]], Callable[[], Any]] | None:
+        """Return what wraps the fetching of batches, None without a profiler."""
+        return None if self.profiler_or_none is None else partial(self.profiled, action)
+
+    def _profiled_verb(self, verb: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        return self.profiled(f"{owner_label(self._strategy)}.{verb}", function)
 
     # ---- checkpoints
     def save_checkpoint(
@@ -614,10 +623,10 @@ class Trainer(TrainerView):
             print(*args, **kwargs)  # noqa: T201 - that is its purpose
 
     def print_events(self) -> None:
-        """Print who acts at each event of a run, in calling order; needs a module, so call it after `fit` or in a hook."""
+        """Print who acts at each event of a run, in calling order; call it in a hook or after a run."""
         self.events.build()
         for event in EVENTS:
-            actors = [label for label, _ in self.events.receivers(event)]
+            actors = [label.partition("{")[0] for label, _ in self.events.receivers(event)]
             print(f"{event.name:28} {' -> '.join(actors) if actors else '-'}")  # noqa: T201 - that is its purpose
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fulmen.strategies.strategy import Strategy
     from fulmen.utilities.types import LRSchedulerConfig
 
-__all__ = ["TrainerView"]
+__all__ = ["TrainerView", "stepping_batches"]
 
 
 class TrainerView:

@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 from torch import nn
 
-__all__ = ["from_compiled", "to_uncompiled"]
+__all__ = ["from_compiled", "is_compiled", "to_uncompiled"]
 
 _COMPILED_METHODS = ("forward", "training_step", "validation_step", "test_step", "predict_step")
 
@@ -85,6 +85,7 @@ def to_uncompiled(model: nn.Module | Callable[..., Any]) -> nn.Module:
 
 
 def is_compiled(model: object) -> bool:
+    """Tell whether a module is what `torch.compile` returned, without importing the compiler."""
     dynamo = sys.modules.get("torch._dynamo")  # not loaded: nothing is compiled
     return dynamo is not None and isinstance(model, dynamo.OptimizedModule)
 

@@ -19,8 +19,15 @@ def parse_duration(value: Any, *, setting: str) -> timedelta:
         setting: The setting for the message, e.g. `"Trainer(max_time=...)"`.
 
     Raises:
-        MisconfigurationException: The text is malformed, or the type is another.
+        MisconfigurationException: The text is malformed, the type is another, or the time is negative.
     """
+    duration = _read(value, setting)
+    if duration < timedelta():
+        raise MisconfigurationException(f"`{setting}` got {value!r}, which is negative. Pass a time of 0 or more.")
+    return duration
+
+
+def _read(value: Any, setting: str) -> timedelta:
     if isinstance(value, timedelta):
         return value
     if isinstance(value, dict):

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from fulmen.utilities.rank_zero import rank_zero_warn
 from fulmen.utilities.warnings import PossibleUserWarning
 
-__all__ = ["LAYOUT_VERSION", "LEGACY_VERSION_KEY", "VERSION_KEY", "migrate_checkpoint", "pl_legacy_patch"]
+__all__ = ["LAYOUT_VERSION", "LEGACY_VERSION_KEY", "VERSION_KEY", "Checkpoint", "migrate_checkpoint", "pl_legacy_patch"]
 
 LAYOUT_VERSION = "2.6.6"
 """The Lightning version whose checkpoint layout this framework writes."""
@@ -43,6 +43,7 @@ def migrate_checkpoint(
 
     Raises:
         KeyError: The checkpoint does not say its version.
+        TypeError: It is no dict.
     """
     written_by = _version_of(checkpoint)
     target = _parse(target_version or LAYOUT_VERSION)
@@ -71,6 +72,11 @@ def migrate_checkpoint(
 
 
 def _version_of(checkpoint: Checkpoint) -> str:
+    if not isinstance(checkpoint, dict):
+        raise TypeError(
+            f"The file holds a {type(checkpoint).__name__}, but a checkpoint is a dict. Pass a file that a Trainer"
+            " saved; to read what is in this one use `torch.load(path)`."
+        )
     if VERSION_KEY not in checkpoint:
         raise KeyError(
             f"The checkpoint has no entry {VERSION_KEY!r}, so it was not written by a Trainer or its layout is unknown."

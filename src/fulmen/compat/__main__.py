@@ -1,0 +1,49 @@
+"""`python -m fulmen.compat`: run a program written for Lightning."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+
+from fulmen.compat.finder import install
+
+_USAGE = """\
+usage: python -m fulmen.compat script.py [arguments of the script]
+       python -m fulmen.compat -m module [arguments of the module]
+
+Run a program written for Lightning 2.6 with fulmen: `import lightning`, `lightning.pytorch` and
+`pytorch_lightning` answer with the objects of fulmen. Other processes that the program starts by itself, or by
+"spawn", need `import fulmen.compat; fulmen.compat.install()` at the top of the program.
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the script or module that `arguments` name, with the rest as its `sys.argv`.
+
+    Returns:
+        The exit status if no program was run: 0 after help, 2 for wrong arguments.
+    """
+    if arguments[:1] in (["-h"], ["--help"]):
+        sys.stdout.write(_USAGE)
+        return 0
+    as_module = arguments[:1] == ["-m"]
+    program = arguments[1:] if as_module else arguments
+    if not program or (not as_module and program[0].startswith("-")):
+        sys.stderr.write(_USAGE)
+        return 2
+    install()
+    sys.argv[:] = program
+    if as_module:
+        runpy.run_module(program[0], run_name="__main__", alter_sys=True)
+        return 0
+    if not os.path.exists(program[0]):
+        sys.stderr.write(f"python -m fulmen.compat: there is no file {program[0]!r}\n")
+        return 2
+    sys.path[0] = os.path.dirname(os.path.abspath(program[0]))  # as Python does for a script
+    runpy.run_path(program[0], run_name="__main__")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

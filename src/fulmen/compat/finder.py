@@ -1,0 +1,123 @@
+"""The import hook: `lightning...` and `pytorch_lightning...` are found by a table of names."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.abc import Loader
+from importlib.machinery import ModuleSpec
+from importlib.metadata import Distribution, DistributionFinder
+from types import ModuleType
+from typing import Any
+
+import fulmen
+from fulmen.compat.table import MODULES, table_name
+from fulmen.utilities.migration import LAYOUT_VERSION
+
+__all__ = ["install"]
+
+_ROOTS = ("lightning", "pytorch_lightning", "lightning_fabric")
+_DISTRIBUTIONS = ("lightning", "pytorch-lightning")
+# Programs quieten these by `logging.getLogger(...)`; they become other names of our loggers.
+_LOGGERS = {
+    "lightning": "fulmen",
+    "lightning.pytorch": "fulmen",
+    "lightning.fabric": "fulmen",
+    "lightning.pytorch.utilities.rank_zero": "fulmen.utilities.rank_zero",
+    "lightning.fabric.utilities.rank_zero": "fulmen.utilities.rank_zero",
+    "pytorch_lightning": "fulmen",
+    "pytorch_lightning.utilities.rank_zero": "fulmen.utilities.rank_zero",
+}
+
+
+def install() -> None:
+    """Answer imports of `lightning`, `lightning.pytorch`, `lightning.fabric` and `pytorch_lightning` from now on.
+
+    The names are the same objects as those of this package, so `isinstance` holds across both. An installed Lightning
+    is not used, but it stays as it is. Processes started by "spawn" need the call too: put it at the top of the
+    program. Calling again changes nothing.
+
+    Raises:
+        RuntimeError: The real Lightning was imported before.
+    """
+    if any(isinstance(finder, _NamesFinder) for finder in sys.meta_path):
+        return
+    for root in _ROOTS:
+        if root in sys.modules:
+            origin = getattr(sys.modules[root], "__file__", None)
+            raise RuntimeError(
+                f"`fulmen.compat.install()` comes too late: `{root}` is imported already, from {origin!r}, and its"
+                " classes would mix with ours. Call `install()` before the first import of it, or run the program by"
+                " `python -m fulmen.compat script.py`."
+            )
+    sys.meta_path.insert(0, _NamesFinder())
+    for theirs, ours in _LOGGERS.items():
+        logging.Logger.manager.loggerDict.setdefault(theirs, logging.getLogger(ours))
+
+
+class _NamesFinder(DistributionFinder, Loader):
+    """Finds and loads the modules of the table, and the version that `importlib.metadata` reports."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname.partition(".")[0] not in _ROOTS:
+            return None
+        if table_name(fullname) not in MODULES:
+            # Without `name`: else `from lightning.pytorch import X` would replace the message by its own.
+            raise ModuleNotFoundError(_not_provided(fullname))
+        return ModuleSpec(fullname, self, origin="fulmen.compat", is_package=True)  # a package: it may have submodules
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return None  # the usual kind of module
+
+    def exec_module(self, module: ModuleType) -> None:
+        table = MODULES[table_name(module.__name__)]
+
+        def get(name: str) -> Any:
+            if name in table:
+                module_name, _, attribute = table[name].partition(":")
+                value = getattr(importlib.import_module(module_name), attribute)
+                setattr(module, name, value)
+                return value
+            if table_name(f"{module.__name__}.{name}") in MODULES:
+                return importlib.import_module(f"{module.__name__}.{name}")
+            raise AttributeError(_not_provided(f"{module.__name__}.{name}"), name=name, obj=module)
+
+        module.__dict__.update(
+            __doc__=f"Names of `{module.__name__}`, answered by fulmen {fulmen.__version__}.",
+            __version__=LAYOUT_VERSION,
+            __all__=sorted(name for name in table if not name.startswith("_")),
+            __getattr__=get,
+            __dir__=lambda: sorted({*vars(module), *table}),
+        )
+
+    def find_distributions(self, context: DistributionFinder.Context | None = None) -> Iterator[Distribution]:
+        wanted = None if context is None else context.name
+        for name in _DISTRIBUTIONS:
+            if wanted is None or wanted.lower().replace("_", "-") == name:
+                yield _AnsweredDistribution(name)
+
+
+class _AnsweredDistribution(Distribution):
+    """What `importlib.metadata.version("lightning")` reads."""
+
+    def __init__(self, name: str) -> None:
+        self._distribution_name = name
+
+    def read_text(self, filename: str) -> str | None:
+        if filename != "METADATA":
+            return None
+        return f"Metadata-Version: 2.1\nName: {self._distribution_name}\nVersion: {LAYOUT_VERSION}\n"
+
+    def locate_file(self, path: Any) -> Any:
+        raise FileNotFoundError(f"`{self._distribution_name}` is answered by `fulmen.compat` and has no file {path!r}.")
+
+
+def _not_provided(name: str) -> str:
+    return (
+        f"`{name}` is not provided by fulmen {fulmen.__version__}: it is not among the names of Lightning"
+        f" {LAYOUT_VERSION} that this version answers for. Do without it, or run the program with Lightning itself."
+    )

@@ -1,0 +1,1 @@
+"""Tables of names, one file an area; data only."""

@@ -1,0 +1,58 @@
+"""Plugins and accelerators."""
+
+from __future__ import annotations
+
+__all__ = ["PLUGINS"]
+
+PLUGINS: dict[str, dict[str, str]] = {
+    "lightning.pytorch.accelerators": {
+        "fulmen.accelerators.accelerator": "Accelerator",
+        "fulmen.accelerators.cpu": "CPUAccelerator",
+        "fulmen.accelerators.cuda": "CUDAAccelerator find_usable_cuda_devices",
+        "fulmen.accelerators.mps": "MPSAccelerator",
+        "fulmen.accelerators.registry": "AcceleratorRegistry",
+    },
+    "lightning.pytorch.accelerators.accelerator": {"fulmen.accelerators.accelerator": "Accelerator"},
+    "lightning.pytorch.accelerators.cpu": {"fulmen.accelerators.cpu": "CPUAccelerator get_cpu_stats"},
+    "lightning.pytorch.accelerators.cuda": {"fulmen.accelerators.cuda": "CUDAAccelerator"},
+    "lightning.pytorch.accelerators.mps": {"fulmen.accelerators.mps": "MPSAccelerator"},
+    "lightning.pytorch.plugins": {
+        "fulmen.plugins.environments.cluster_environment": "ClusterEnvironment",
+        "fulmen.plugins.io.async_io": "AsyncCheckpointIO",
+        "fulmen.plugins.io.checkpoint_io": "CheckpointIO",
+        "fulmen.plugins.io.torch_io": "TorchCheckpointIO",
+        "fulmen.plugins.layer_sync": "LayerSync TorchSyncBatchNorm",
+        "fulmen.plugins.precision.amp": "MixedPrecision",
+        "fulmen.plugins.precision.bitsandbytes": "BitsandbytesPrecision",
+        "fulmen.plugins.precision.double": "DoublePrecision",
+        "fulmen.plugins.precision.half": "HalfPrecision",
+        "fulmen.plugins.precision.precision": "Precision",
+    },
+    "lightning.pytorch.plugins.environments": {
+        "fulmen.plugins.environments.cluster_environment": "ClusterEnvironment",
+        "fulmen.plugins.environments.local": "LightningEnvironment",
+    },
+    "lightning.pytorch.plugins.io": {
+        "fulmen.plugins.io.async_io": "AsyncCheckpointIO",
+        "fulmen.plugins.io.checkpoint_io": "CheckpointIO",
+        "fulmen.plugins.io.torch_io": "TorchCheckpointIO",
+    },
+    "lightning.pytorch.plugins.io.async_plugin": {"fulmen.plugins.io.async_io": "AsyncCheckpointIO"},
+    "lightning.pytorch.plugins.io.checkpoint_plugin": {"fulmen.plugins.io.checkpoint_io": "CheckpointIO"},
+    "lightning.pytorch.plugins.io.torch_plugin": {"fulmen.plugins.io.torch_io": "TorchCheckpointIO"},
+    "lightning.pytorch.plugins.layer_sync": {"fulmen.plugins.layer_sync": "LayerSync TorchSyncBatchNorm"},
+    "lightning.pytorch.plugins.precision": {
+        "fulmen.plugins.precision.amp": "MixedPrecision",
+        "fulmen.plugins.precision.bitsandbytes": "BitsandbytesPrecision",
+        "fulmen.plugins.precision.double": "DoublePrecision",
+        "fulmen.plugins.precision.half": "HalfPrecision",
+        "fulmen.plugins.precision.precision": "Precision",
+    },
+    "lightning.pytorch.plugins.precision.amp": {"fulmen.plugins.precision.amp": "MixedPrecision"},
+    "lightning.pytorch.plugins.precision.bitsandbytes": {
+        "fulmen.plugins.precision.bitsandbytes": "BitsandbytesPrecision",
+    },
+    "lightning.pytorch.plugins.precision.double": {"fulmen.plugins.precision.double": "DoublePrecision"},
+    "lightning.pytorch.plugins.precision.half": {"fulmen.plugins.precision.half": "HalfPrecision"},
+    "lightning.pytorch.plugins.precision.precision": {"fulmen.plugins.precision.precision": "Precision"},
+}

@@ -69,7 +69,7 @@ layers: $(VENV)/.dev ## Check that imports go down the layers only
 	$(BIN)/lint-imports
 
 docs: $(VENV)/.dev ## Build the documentation into site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.dev ## Measure the overhead of a training step against the plain loop
 	$(BIN)/python benchmarks/step_overhead.py $(ARGS)

@@ -76,7 +76,8 @@ def test_version_is_that_of_the_interface() -> None:
 import importlib.metadata as metadata
 import lightning, lightning.pytorch, pytorch_lightning
 names = ("lightning", "pytorch-lightning", "pytorch_lightning")
-print({lightning.__version__, lightning.pytorch.__version__, pytorch_lightning.__version__, *map(metadata.version, names)})
+modules = (lightning, lightning.pytorch, pytorch_lightning)
+print({*(module.__version__ for module in modules), *map(metadata.version, names)})
 assert metadata.version("torch") and any(d.name == "fulmen" for d in metadata.distributions())
 """
     assert _output_of(code) == "{'2.6.6'}"

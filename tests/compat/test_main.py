@@ -62,8 +62,8 @@ def test_lightning_program_trains(tmp_path: Path) -> None:
     script.write_text(
         "import lightning as L\n"
         "from lightning.pytorch.demos.boring_classes import BoringModel\n"
-        "trainer = L.Trainer(max_epochs=1, limit_train_batches=3, limit_val_batches=1, logger=False, accelerator='cpu',\n"
-        "                    enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)\n"
+        "trainer = L.Trainer(max_epochs=1, limit_train_batches=3, limit_val_batches=1, logger=False,\n"
+        "                    accelerator='cpu', enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)\n"
         "trainer.fit(BoringModel())\n"
         "print(trainer.global_step)\n"
     )

@@ -31,7 +31,7 @@ def test_boring_model_goes_through_all_stages(tmp_path: Path) -> None:
     assert trainer.global_step == 2
     assert trainer.validate(model) == trainer.test(model) == [{}]
     assert predictions is not None
-    assert [tuple(output.shape) for output in predictions] == [(1, 2), (1, 2)]
+    assert torch.cat(predictions).shape == (2, 2)  # type: ignore[arg-type]  # one loader, so a flat list
 
 
 def test_boring_model_measures_the_distance_to_ones() -> None:

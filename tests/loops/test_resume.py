@@ -139,13 +139,11 @@ def test_accumulation_windows_survive_a_resume(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:The checkpoint folder")
 def test_early_stopping_and_best_score_go_on_from_the_checkpoint(tmp_path: Path) -> None:
     def callbacks() -> list[Callback]:
-        return [
-            EarlyStopping("val", patience=50),
-            ModelCheckpoint(tmp_path / "best", monitor="val", save_top_k=2, save_last=True),
-        ]
+        return [EarlyStopping("val", patience=50), ModelCheckpoint(tmp_path / "best", monitor="val", save_top_k=-1)]
 
-    whole = run(tmp_path, [*callbacks(), SaveAt("on_train_epoch_end", 6, tmp_path / "saved.ckpt")], Model(), enable_checkpointing=True)
-    resumed = run(tmp_path, callbacks(), Model(), ckpt_path=tmp_path / "saved.ckpt", enable_checkpointing=True)
+    whole = run(tmp_path, callbacks(), Model(), enable_checkpointing=True)
+    first = tmp_path / "best" / "epoch=0-step=6.ckpt"
+    resumed = run(tmp_path, callbacks(), Model(), ckpt_path=first, enable_checkpointing=True)
 
     for kind in ("early_stopping_callback", "checkpoint_callback"):
         mine, theirs = getattr(whole, kind).state_dict(), getattr(resumed, kind).state_dict()

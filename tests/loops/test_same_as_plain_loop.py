@@ -189,6 +189,7 @@ def test_the_last_window_of_a_loader_without_length_is_weighted_by_its_own_batch
     assert model.gradients == [0.5, 2.5, 4.0]
 
 
+@pytest.mark.filterwarnings("ignore:`training_step` returned None")
 def test_a_skipped_batch_does_not_step_and_does_not_dilute_its_window(tmp_path: Path) -> None:
     class Skipping(LightningModule):
         def __init__(self) -> None:

@@ -113,7 +113,7 @@ class EvaluationLoop:
         store.in_batch = True
         for batch, batch_idx, dataloader_idx in batches:
             if dataloader_idx != current_loader:
-                board.refresh()
+                board.finish_dataloader()
                 store.select(dataloader_idx)
                 current_loader = dataloader_idx
             if to_device is not None:
@@ -164,6 +164,8 @@ class EvaluationLoop:
             board.publish_epoch(trainer.fit_loop.batches_that_stepped, trainer.current_epoch)
         results = board.evaluation_results(num_loaders)
         getattr(events, f"on_{word}_end")()
+        board.refresh()
+        self.metrics.reset()
         return results
 
     def _publish_batch(self, dataloader_idx: int) -> None:

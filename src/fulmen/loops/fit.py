@@ -195,7 +195,6 @@ class FitLoop:
             self.resume.consume()
         else:
             store.leave_batches()
-            store.reset()
             done.epochs.increment("ready")
             events.on_train_epoch_start()
             done.epochs.increment("started")
@@ -219,6 +218,7 @@ class FitLoop:
         self._schedulers.after_epoch()
         trainer.metrics.publish_epoch(done.batches_that_stepped - 1, trainer.current_epoch)
         trainer.metrics.refresh()
+        self.metrics.reset()
         done.epochs.increment("completed")
         self._profile_epoch(False)
         self.optimization.check_last_loss()  # type: ignore[union-attr]
@@ -271,6 +271,7 @@ class FitLoop:
         if not (isinstance(optimization, AutomaticOptimization) and optimization.window_batches):
             trainer.lightning_module.on_validation_model_zero_grad()
         self.val_loop.run()
+        self.metrics.batch = None  # what was logged in it gives way to what validation logged
         self.plan.ran()  # type: ignore[union-attr]  # made with the data
 
     # ---- what a checkpoint interrupted

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from fulmen.metrics.objects import load_metric_states, metric_states
+
 if TYPE_CHECKING:
     from fulmen.data.prefetch import TrainBatches
     from fulmen.loops.fit import FitLoop
@@ -59,7 +61,11 @@ class FitResume:
         self._position = state.get("train")
         self._metrics = state.get("callback_metrics", {})
         self._loop.val_loop.load_position_state(state.get("val"))
-        self._loop.metrics.load_state_dict(state.get("metrics", []))
+        module = self._loop.trainer.lightning_module
+        load_metric_states(module, state.get("metric_states", {}))
+        self._loop.metrics.load_state_dict(state.get("metrics", []), module)
+        if not self.is_mid_epoch:
+            self._loop.metrics.reset()
 
     # ---- writing a checkpoint
     def position_state(self) -> dict[str, Any]:
@@ -69,10 +75,12 @@ class FitResume:
             return {}
         current = loop.progress.batches.current
         metrics = loop.trainer.callback_metrics
+        of_validation = loop.val_loop.metrics.metric_paths() - loop.metrics.metric_paths()  # each one begins anew
         return {
             "train": loop.batches.state_dict(current.processed),
             "val": loop.val_loop.position_state(),
             "metrics": loop.metrics.state_dict(),
+            "metric_states": metric_states(loop.trainer.lightning_module, without=of_validation),
             "callback_metrics": {k: v.item() for k, v in metrics.items() if isinstance(v, Tensor) and v.numel() == 1},
         }
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fulmen.metrics.rules import LogOptions, cannot_log, is_torchmetric, settle
+from fulmen.metrics.objects import is_torchmetric, path_of
+from fulmen.metrics.rules import LogOptions, cannot_log, settle
 from fulmen.metrics.store import Entry, LoggedMetric, LoggedValue, MetricStore
 from fulmen.utilities.exceptions import MisconfigurationException
 from fulmen.utilities.rank_zero import WarningCache
@@ -40,6 +41,7 @@ class MetricBoard:
     def __init__(self, scope: Scope, *, muted: bool = False) -> None:
         self.scope = scope
         self.active: MetricStore | None = None
+        self.module: nn.Module | None = None  # the one that runs: logged metric objects must belong to it
         self.loggers: Sequence[Logger] = []
         self._muted = muted
         self._callback: dict[str, Tensor] = {}
@@ -74,7 +76,7 @@ class MetricBoard:
         hook = self.scope.hook
         if hook is None:
             self._refuse(name)
-        if known is not None:
+        if known is not None and known.options is not None:
             changed = [
                 f"{field}={new!r} (was {old!r})"
                 for field, old, new in zip(LogOptions._fields, known.options, options, strict=True)
@@ -95,11 +97,22 @@ class MetricBoard:
         self._check_unique(store, name, settled.plain_name, hook)
         entry: Entry
         if is_torchmetric(value):
-            entry = LoggedMetric(value, options, settled)
+            entry = LoggedMetric(value, options, settled, self._path(name, value, options))
         else:
             entry = LoggedValue(name, options, settled, store)
         store.add(str(hook), name, entry)
         return entry
+
+    def _path(self, name: str, metric: Any, options: LogOptions) -> str | None:
+        path = None if self.module is None else path_of(self.module, metric)
+        if path is None and options.metric_attribute is None:
+            kind, owner = type(metric).__name__, type(self.module).__name__
+            raise MisconfigurationException(
+                f"`self.log({name!r}, {kind}(...))` got a metric that is no attribute of `{owner}`,"
+                " so it is not moved to the device with it and cannot be found again. Make it in `__init__`:"
+                f" `self.{kind.lower()} = {kind}(...)`; or name where it is: `metric_attribute='...'`."
+            )
+        return path
 
     def _check_unique(self, store: MetricStore, name: str, plain_name: str, hook: str | None) -> None:
         if store.num_dataloaders == 1 or store.dataloader_idx is None or plain_name != name:
@@ -166,17 +179,27 @@ class MetricBoard:
         store = self.active
         if store is None:
             return
-        if store.in_batch:
+        if not store.in_batch:
+            self._show_epoch(entry for _, entry in store.epoch_entries())
+        elif store.batch is not None:  # else validation came after the batch, and its values stay
             for entry in store.step_entries():
                 settled, value = entry.settled, entry.step_tensor()
                 self._show(settled.step_name, value, entry)
                 if store.is_training:
                     self._callback[settled.step_name] = self._callback[settled.plain_name] = value
-        else:
-            for _, entry in store.epoch_entries():
-                settled, value = entry.settled, entry.epoch_tensor()
-                self._show(settled.epoch_name, value, entry)
-                self._callback[settled.epoch_name] = self._callback[settled.plain_name] = value
+
+    def finish_dataloader(self) -> None:
+        """Show what the dataloader that came to its end has logged, before the next one begins."""
+        self.refresh()
+        store = self.active
+        if store is not None:
+            self._show_epoch(e for e in store.entries.values() if e.is_set and e.settled.on_epoch)
+
+    def _show_epoch(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            settled, value = entry.settled, entry.epoch_tensor()
+            self._show(settled.epoch_name, value, entry)
+            self._callback[settled.epoch_name] = self._callback[settled.plain_name] = value
 
     def _show(self, name: str, value: Any, entry: Entry) -> None:
         if entry.settled.logger:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,9 +10,10 @@ import torch
 from torch import Tensor
 
 from fulmen.core.events import LOG_RULES, LogRule
+from fulmen.metrics.objects import is_torchmetric
 from fulmen.utilities.exceptions import MisconfigurationException
 
-__all__ = ["LogOptions", "Settled", "cannot_log", "is_torchmetric", "settle"]
+__all__ = ["LogOptions", "Settled", "cannot_log", "settle"]
 
 _REDUCTIONS: dict[str, str] = {"mean": "mean", "avg": "mean", "sum": "sum", "min": "min", "max": "max"}
 _LOADER_MARK = "/dataloader_idx_"
@@ -49,17 +49,12 @@ class Settled:
     prog_bar: bool
 
 
-def is_torchmetric(value: object) -> bool:
-    """Tell whether `value` is a torchmetrics `Metric`, without importing torchmetrics."""
-    torchmetrics = sys.modules.get("torchmetrics")
-    return torchmetrics is not None and isinstance(value, torchmetrics.Metric)
-
-
 def settle(hook: str, name: str, value: object, options: LogOptions, *, dataloader_idx: int | None) -> Settled:
     """Check one `self.log` call and work out its names and reduction.
 
     Raises:
         MisconfigurationException: Logging is not possible in this hook, or the options exclude each other.
+        TypeError: The name is no string.
         ValueError: The value is no number, one-element tensor or metric.
         RuntimeError: The hook is not known.
     """
@@ -120,7 +115,7 @@ def _rule(name: str, hook: str) -> LogRule:
 
 def _check_name(name: str) -> None:
     if not isinstance(name, str):
-        raise ValueError(
+        raise TypeError(
             f"`self.log({name!r}, ...)` got a {type(name).__name__} as name, but needs a string:"
             " `self.log('train_loss', loss)`."
         )
@@ -137,6 +132,11 @@ def _check_value(name: str, value: object) -> None:
             raise ValueError(
                 f"`self.log({name!r}, ...)` got a tensor of shape {tuple(value.shape)}, but logs one number."
                 " Reduce it first, e.g. `value.mean()`."
+            )
+        if value.is_complex():
+            raise ValueError(
+                f"`self.log({name!r}, ...)` got a complex tensor, but logs a real number. Log `value.abs()`, or the"
+                " real and imaginary part under two names."
             )
     elif isinstance(value, Mapping):
         raise ValueError(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fulmen.metrics.objects import metric_at
 from fulmen.metrics.rules import LogOptions, Settled
 from fulmen.utilities.rank_zero import WarningCache
 from fulmen.utilities.tree import extract_batch_size
@@ -26,6 +29,7 @@ class LoggedValue:
     __slots__ = (
         "_dtype",
         "_name",
+        "_seen_dtype",
         "_store",
         "_total",
         "_weight",
@@ -36,17 +40,18 @@ class LoggedValue:
         "value",
     )
 
-    def __init__(self, name: str, options: LogOptions, settled: Settled, store: MetricStore) -> None:
-        self.options = options
+    def __init__(self, name: str, options: LogOptions | None, settled: Settled, store: MetricStore) -> None:
+        self.options = options  # None: restored from a checkpoint, not logged since
         self.settled = settled
-        self.keeps_graph = options.enable_graph
+        self.keeps_graph = options is not None and options.enable_graph
         self._name = name
         self._store = store
-        self._dtype: torch.dtype | None = None
+        self._seen_dtype: torch.dtype | None = None  # of the tensors that were logged
+        self._dtype: torch.dtype = torch.get_default_dtype()  # of those that are shown
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything at the start of an epoch."""
+        """Forget everything at the end of an epoch."""
         self.is_set = False
         self.value: Any = None
         self._total: Any = 0.0
@@ -61,9 +66,11 @@ class LoggedValue:
         if settled.on_epoch:
             reduction = settled.reduction
             if reduction == "mean":
-                weight = batch_size or self._store.weight()
-                self._total = self._total + value * weight
-                self._weight += weight
+                if batch_size is None:
+                    store = self._store
+                    batch_size = store.batch_size or store.weight()
+                self._total = self._total + value * batch_size
+                self._weight += batch_size
             elif reduction == "sum":
                 self._total = self._total + value
             elif not self.is_set:
@@ -74,8 +81,8 @@ class LoggedValue:
 
     def _taken(self, value: Tensor) -> Any:
         dtype = value.dtype
-        if dtype is not self._dtype:
-            self._dtype = self._checked_dtype(dtype)
+        if dtype is not self._seen_dtype:
+            self._see_dtype(dtype)
         if self.keeps_graph:
             return value.to(self._dtype).squeeze()
         if value.is_cpu:
@@ -84,18 +91,21 @@ class LoggedValue:
             except RuntimeError:
                 raise ValueError(
                     f"`self.log({self._name!r}, ...)` got a tensor of shape {tuple(value.shape)}, but logs one number."
+                    " Reduce it first, e.g. `value.mean()`."
                 ) from None
-        return value.detach().clone().to(self._dtype).squeeze()
+        return value.detach().to(self._dtype, copy=True).squeeze()
 
-    def _checked_dtype(self, dtype: torch.dtype) -> torch.dtype:
+    def _see_dtype(self, dtype: torch.dtype) -> None:
+        self._seen_dtype = dtype
         if dtype.is_floating_point:
-            return dtype
-        default = torch.get_default_dtype()
+            # half precision would lose in an epoch's mean what was summed
+            self._dtype = dtype if dtype.itemsize >= 4 else torch.float32
+            return
+        self._dtype = torch.get_default_dtype()
         _warnings.warn(
-            f"You called `self.log({self._name!r}, ...)` with a tensor of {dtype}; it is recorded as {default}."
+            f"You called `self.log({self._name!r}, ...)` with a tensor of {dtype}; it is recorded as {self._dtype}."
             " Convert it yourself (`value.float()`) to say that you mean it."
         )
-        return default
 
     def step_tensor(self) -> Any:
         """Return the latest value as a tensor."""
@@ -104,46 +114,40 @@ class LoggedValue:
     def epoch_tensor(self) -> Tensor:
         """Return the value reduced over the epoch so far."""
         if self.settled.reduction == "mean":
-            return self._as_tensor(self._total / self._weight)
+            return self._as_tensor(self._total / self._weight if self._weight else math.nan)
         return self._as_tensor(self._total)
 
     def _as_tensor(self, value: Any) -> Tensor:
-        if isinstance(value, Tensor):
-            return value
-        dtype = self._dtype
-        if dtype is None or not dtype.is_floating_point:
-            dtype = torch.get_default_dtype()
-        if not dtype.itemsize >= 4:  # a half-precision mean of an epoch would lose what was summed exactly
-            dtype = torch.float32
-        return torch.tensor(value, dtype=dtype)
+        return value if isinstance(value, Tensor) else torch.tensor(value, dtype=self._dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the partial epoch, for a checkpoint in the middle of it."""
         # sync: a checkpoint reads
         value = self.value.item() if isinstance(self.value, Tensor) else self.value
         total = self._total.item() if isinstance(self._total, Tensor) else self._total
-        return {"value": value, "total": total, "weight": self._weight, "is_set": self.is_set}
+        return {"value": value, "total": total, "weight": self._weight}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back a partial epoch."""
-        self.value, self._total = state["value"], state["total"]
-        self._weight, self.is_set = state["weight"], state["is_set"]
+        self.value, self._total, self._weight = state["value"], state["total"], state["weight"]
+        self.is_set = True
 
 
 class LoggedMetric:
     """One name logged as a torchmetrics object, which accumulates by itself."""
 
-    __slots__ = ("_metric", "is_set", "options", "settled")
+    __slots__ = ("_metric", "is_set", "options", "path", "settled")
 
-    def __init__(self, metric: Metric, options: LogOptions, settled: Settled) -> None:
-        self.options = options
+    def __init__(self, metric: Metric, options: LogOptions | None, settled: Settled, path: str | None) -> None:
+        self.options = options  # None: restored from a checkpoint, not logged since
         self.settled = settled
+        self.path = path  # below the module that runs; None if it is elsewhere
         self._metric = metric
         self.is_set = False
 
     def reset(self) -> None:
-        """Reset the metric at the start of an epoch, if its epoch value was asked for."""
-        if self.settled.on_epoch:
+        """Reset the metric at the end of an epoch."""
+        if self.is_set:
             self._metric.reset()
         self.is_set = False
 
@@ -168,12 +172,12 @@ class LoggedMetric:
         return value
 
     def state_dict(self) -> dict[str, Any]:
-        """Return that the metric was used; its own state is saved with the module if it is persistent."""
-        return {"is_set": self.is_set}
+        """Return which metric was logged; what it holds is saved for all metrics of the module together."""
+        return {"metric": self.path}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
-        self.is_set = state["is_set"]
+        """Note that the metric was logged in the epoch that goes on."""
+        self.is_set = True
 
 
 Entry = LoggedValue | LoggedMetric
@@ -186,7 +190,7 @@ class MetricStore:
     """
 
     __slots__ = (
-        "_waiting",
+        "_all",
         "batch",
         "batch_size",
         "by_loader",
@@ -202,8 +206,9 @@ class MetricStore:
         self.is_training = is_training
         self.logs_steps = False  # whether anything is logged per step
         self.num_dataloaders = 1
+        # in the order of their first logging: of two entries that end in one name, the later one shows
+        self._all: dict[tuple[int | None, str, str], Entry] = {}
         self.by_loader: dict[int | None, dict[tuple[str, str], Entry]] = {None: {}}
-        self._waiting: dict[tuple[int | None, str, str], dict[str, Any]] = {}
         self.entries = self.by_loader[None]
         self.dataloader_idx: int | None = None
         self.in_batch = False
@@ -227,43 +232,67 @@ class MetricStore:
         return self.batch_size
 
     def reset(self) -> None:
-        """Begin a new epoch."""
-        self._waiting.clear()
-        for _, entry in self._all():
+        """Forget the values of the epoch that is over, and reset the metric objects that were logged in it."""
+        for entry in self._all.values():
             entry.reset()
 
     def clear(self) -> None:
         """Forget all names, at the start of a run."""
+        self.reset()
+        self._all = {}
         self.by_loader = {None: {}}
-        self._waiting = {}
         self.logs_steps = False
         self.leave_batches()
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """Return the numbers of an unfinished epoch, as plain data."""
+        """Return what the unfinished epoch has logged, as plain data."""
         return [
-            {"hook": hook, "name": name, "dataloader_idx": dataloader_idx, **entry.state_dict()}
-            for dataloader_idx, entries in self.by_loader.items()
-            for (hook, name), entry in entries.items()
-            if isinstance(entry, LoggedValue)
-        ]
+            {
+                "hook": hook, "name": name, "dataloader_idx": dataloader_idx, "settled": asdict(entry.settled),
+                **entry.state_dict(),
+            }
+            for (dataloader_idx, hook, name), entry in self._all.items()
+            if entry.is_set and hook != "on_train_start"  # which is called again
+            and (isinstance(entry, LoggedValue) or entry.path is not None)
+        ]  # fmt: skip
 
-    def load_state_dict(self, state: list[dict[str, Any]]) -> None:
-        """Keep the numbers of an unfinished epoch until their names are logged again."""
-        self._waiting = {(row["dataloader_idx"], row["hook"], row["name"]): row for row in state}
+    def load_state_dict(self, state: list[dict[str, Any]], module: nn.Module) -> None:
+        """Let an unfinished epoch go on.
+
+        Args:
+            state: What `state_dict` returned.
+            module: The module that runs, in which logged metric objects are looked up.
+        """
+        for row in state:
+            settled, name = Settled(**row["settled"]), row["name"]
+            entry: Entry
+            if "metric" not in row:
+                entry = LoggedValue(name, None, settled, self)
+            elif (metric := metric_at(module, row["metric"])) is not None:
+                entry = LoggedMetric(metric, None, settled, row["metric"])
+            else:
+                continue  # the module no longer has it
+            entry.load_state_dict(row)
+            self.select(row["dataloader_idx"])
+            self.add(row["hook"], name, entry)
+        self.select(None)
 
     def add(self, hook: str, name: str, entry: Entry) -> None:
-        """Take a name that is logged for the first time in this run."""
-        self.entries[(hook, name)] = entry
+        """Take a name that is logged for the first time in this run; what a checkpoint held of it goes on."""
+        restored = self.entries.get((hook, name))
+        if isinstance(restored, LoggedValue) and isinstance(entry, LoggedValue):
+            entry.load_state_dict(restored.state_dict())
+        self.entries[(hook, name)] = self._all[(self.dataloader_idx, hook, name)] = entry
         self.logs_steps = self.logs_steps or entry.settled.on_step
-        waiting = self._waiting.pop((self.dataloader_idx, hook, name), None)
-        if waiting is not None and isinstance(entry, LoggedValue):
-            entry.load_state_dict(waiting)
+
+    def metric_paths(self) -> set[str]:
+        """Return where the metric objects are that were logged in this run."""
+        return {entry.path for entry in self._all.values() if isinstance(entry, LoggedMetric) and entry.path}
 
     def names(self) -> set[str]:
         """Return every name that monitoring callbacks could ask for."""
         found = set()
-        for _, entry in self._all():
+        for entry in self._all.values():
             found |= {entry.settled.plain_name, entry.settled.step_name, entry.settled.epoch_name}
         return found
 
@@ -275,13 +304,8 @@ class MetricStore:
 
     def epoch_entries(self) -> Iterator[tuple[int | None, Entry]]:
         """Yield what was logged per epoch, with its dataloader."""
-        for dataloader_idx, entry in self._all():
+        for (dataloader_idx, _, _), entry in self._all.items():
             if entry.is_set and entry.settled.on_epoch:
-                yield dataloader_idx, entry
-
-    def _all(self) -> Iterator[tuple[int | None, Entry]]:
-        for dataloader_idx, entries in self.by_loader.items():
-            for entry in entries.values():
                 yield dataloader_idx, entry
 
 

@@ -42,7 +42,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 # arguments of early versions of Lightning, and what does their work today
 _REMOVED = {
     "gpus": "`Trainer(accelerator='gpu', devices=...)`",
-    "tpu_cores": "`Trainer(accelerator='tpu', devices=...)`",
     "num_processes": "`Trainer(accelerator='cpu', devices=...)`",
     "distributed_backend": "`Trainer(strategy=...)`",
     "resume_from_checkpoint": "`trainer.fit(ckpt_path=...)`",
@@ -53,8 +52,6 @@ _REMOVED = {
     "flush_logs_every_n_steps": "`Trainer(logger=CSVLogger(..., flush_logs_every_n_steps=...))`",
     "terminate_on_nan": "`Trainer(detect_anomaly=...)`",
     "track_grad_norm": "`self.log_dict(grad_norm(self, norm_type=2))` in `on_before_optimizer_step`",
-    "auto_lr_find": "`Tuner(trainer).lr_find(model)`",
-    "auto_scale_batch_size": "`Tuner(trainer).scale_batch_size(model)`",
     "replace_sampler_ddp": "`Trainer(use_distributed_sampler=...)`",
     "amp_backend": "`Trainer(precision='16-mixed')`",
     "amp_level": "`Trainer(precision='16-mixed')`",
@@ -193,7 +190,8 @@ def check_clipping(value: Any, algorithm: Any) -> tuple[float | int | None, str 
         raise MisconfigurationException(
             f"`Trainer(gradient_clip_algorithm={algorithm!r})` is not known. Use 'norm' (total 2-norm) or 'value'."
         )
-    return value, None if algorithm is None else str(algorithm).lower()
+    clip_val = value if value is None or isinstance(value, (int, float)) else float(value)
+    return clip_val, None if algorithm is None else str(algorithm).lower()
 
 
 def check_fast_dev_run(value: Any) -> bool | int:

@@ -423,6 +423,7 @@ class Trainer(TrainerView):
         """Forget what earlier runs, or the sanity check, have logged."""
         self.metrics.activate(None)
         self.metrics.clear()
+        self.metrics.module = self.lightning_module
         for store in (
             self.fit_loop.metrics,
             self.fit_loop.val_loop.metrics,

@@ -90,10 +90,15 @@ FABRIC: dict[str, dict[str, str]] = {
     "lightning.fabric.utilities.apply_func": {
         "fulmen.utilities.tree": "convert_tensors_to_scalars convert_to_tensors move_data_to_device",
     },
-    "lightning.fabric.utilities.cloud_io": {"fulmen.utilities.files": "get_filesystem"},
+    "lightning.fabric.utilities.cloud_io": {
+        "fulmen.utilities.files": "_atomic_save=atomic_save _load=load_file get_filesystem",
+    },
     "lightning.fabric.utilities.data": {
         "fulmen.utilities.data": "has_iterable_dataset has_len sized_len suggested_max_num_workers",
         "fulmen.utilities.parsing": "AttributeDict",
+    },
+    "lightning.fabric.utilities.device_dtype_mixin": {
+        "fulmen.core.device": "_DeviceDtypeModuleMixin=DeviceDtypeModule",
     },
     "lightning.fabric.utilities.distributed": {"fulmen.utilities.files": "is_shared_filesystem"},
     "lightning.fabric.utilities.enums": {"fulmen.utilities.enums": "LightningEnum"},
@@ -108,7 +113,9 @@ FABRIC: dict[str, dict[str, str]] = {
         "fulmen.utilities.seed": "max_seed_value min_seed_value pl_worker_init_function reset_seed seed_everything",
     },
     "lightning.fabric.utilities.throughput": {"fulmen.utilities.throughput": "Throughput measure_flops"},
-    "lightning.fabric.utilities.types": {"fulmen.utilities.types": "CollectibleGroup Optimizable Steppable"},
+    "lightning.fabric.utilities.types": {
+        "fulmen.utilities.types": "CollectibleGroup Optimizable Steppable _DEVICE _MAP_LOCATION_TYPE _PATH _Stateful",
+    },
     "lightning.fabric.utilities.warnings": {
         "fulmen.utilities.warnings": "PossibleUserWarning disable_possible_user_warnings",
     },

@@ -5,6 +5,14 @@ from __future__ import annotations
 __all__ = ["TRAINER"]
 
 TRAINER: dict[str, dict[str, str]] = {
+    "lightning.pytorch.loops": {
+        "fulmen.loops.evaluate": "_EvaluationLoop=EvaluationLoop",
+        "fulmen.loops.fit": "_FitLoop=FitLoop",
+        "fulmen.loops.predict": "_PredictionLoop=PredictionLoop",
+    },
+    "lightning.pytorch.loops.evaluation_loop": {"fulmen.loops.evaluate": "_EvaluationLoop=EvaluationLoop"},
+    "lightning.pytorch.loops.fit_loop": {"fulmen.loops.fit": "_FitLoop=FitLoop"},
+    "lightning.pytorch.loops.prediction_loop": {"fulmen.loops.predict": "_PredictionLoop=PredictionLoop"},
     "lightning.pytorch.trainer": {"fulmen.trainer.trainer": "Trainer", "fulmen.utilities.seed": "seed_everything"},
     "lightning.pytorch.trainer.states": {"fulmen.trainer.states": "RunningStage TrainerFn TrainerState TrainerStatus"},
     "lightning.pytorch.trainer.trainer": {"fulmen.trainer.trainer": "Trainer"},

@@ -79,7 +79,7 @@ UTILITIES: dict[str, dict[str, str]] = {
         "fulmen.utilities.types": (
             "DistributedDataParallel EVAL_DATALOADERS LRSchedulerConfig LRSchedulerConfigType LRSchedulerPLType "
             "LRSchedulerType LRSchedulerTypeTuple LRSchedulerTypeUnion OptimizerConfig OptimizerLRScheduler "
-            "OptimizerLRSchedulerConfig STEP_OUTPUT TRAIN_DATALOADERS"
+            "OptimizerLRSchedulerConfig STEP_OUTPUT TRAIN_DATALOADERS _EVALUATE_OUTPUT _METRIC _PREDICT_OUTPUT"
         ),
     },
     "lightning.pytorch.utilities.warnings": {"fulmen.utilities.warnings": "PossibleUserWarning"},

@@ -1,0 +1,73 @@
+"""Measure what a Trainer costs: `python -m benchmarks`, or `make bench`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.driver import chosen, count, default_workers, describe, time_cases, time_imports
+from benchmarks.report import as_markdown, as_text
+
+_REFERENCE = "FULMEN_REFERENCE_PYTHON"
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return what the command line says."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure what a Trainer costs over a plain PyTorch loop, on a model so small that it shows.",
+        epilog=f"If the environment variable {_REFERENCE} names a Python interpreter that has `lightning`, that is"
+        " measured too, in turn with this package.",
+    )
+    parser.add_argument("--rounds", type=int, default=7, help="measurements of each case (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1000, help="steps of a measurement (default: %(default)s)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
+    parser.add_argument("--cases", metavar="KEY,KEY", help="only these rows, without imports and counts")
+    parser.add_argument("--quick", action="store_true", help="every row once and small: to see that all works")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file")
+    parser.add_argument("--markdown", action="store_true", help="print tables in Markdown")
+    return parser.parse_args()
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure; return all figures."""
+    rounds, setup = arguments.rounds, {"device": arguments.device, "steps": arguments.steps}
+    if arguments.quick:
+        rounds, setup = 1, {"device": arguments.device, "steps": 8, "warmup": 2, "epoch_batches": 4}
+    workers = default_workers(setup, os.environ.get(_REFERENCE))
+    try:
+        return {
+            "environment": describe(workers),
+            "settings": {"rounds": rounds, **setup},
+            "times": time_cases(workers, chosen(arguments.cases), rounds, _tell),
+            "counts": [] if arguments.cases else count(workers),
+            "imports": [] if arguments.cases else time_imports(workers, rounds, _tell),
+        }
+    finally:
+        for worker in workers:
+            worker.close()
+        _tell("")
+
+
+def _tell(text: str) -> None:
+    """Show on a terminal how far it is."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K{text}")
+        sys.stderr.flush()
+
+
+def main() -> None:
+    """Measure and report."""
+    arguments = parse_arguments()
+    results = run(arguments)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+    sys.stdout.write(as_markdown(results) if arguments.markdown else as_text(results))
+
+
+if __name__ == "__main__":
+    main()

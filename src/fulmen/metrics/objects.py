@@ -1,0 +1,87 @@
+"""The torchmetrics objects of a module: where they are, and what they hold in the middle of an epoch.
+
+Nothing here imports torchmetrics: a module has none of its objects before somebody else did.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+__all__ = ["is_torchmetric", "load_metric_states", "metric_at", "metric_states", "path_of"]
+
+
+def is_torchmetric(value: object) -> bool:
+    """Tell whether `value` is a torchmetrics `Metric`."""
+    torchmetrics = sys.modules.get("torchmetrics")
+    return torchmetrics is not None and isinstance(value, torchmetrics.Metric)
+
+
+def path_of(module: nn.Module, metric: object) -> str | None:
+    """Return where below `module` a metric is, e.g. `"scores.accuracy"`; `None` if it is not there."""
+    return next((path for path, child in module.named_modules() if child is metric), None)
+
+
+def metric_at(module: nn.Module, path: str) -> Metric | None:
+    """Return the metric at a path that `path_of` gave; `None` if there is none now."""
+    found = dict(module.named_modules()).get(path)
+    return found if is_torchmetric(found) else None
+
+
+def metric_states(module: nn.Module, *, without: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """Return what the metrics of a module have accumulated, as tensors and numbers.
+
+    Args:
+        module: The module that holds them.
+        without: Paths of metrics to leave out.
+
+    Returns:
+        For the path of each metric that was updated, the number of its updates and its states.
+    """
+    return {
+        path: {
+            "updates": metric._update_count,
+            "states": {name: _detached(getattr(metric, name)) for name in metric._defaults},
+        }
+        for path, metric in _metrics(module)
+        if metric._update_count and path not in without
+    }
+
+
+def load_metric_states(module: nn.Module, states: dict[str, dict[str, Any]]) -> None:
+    """Give the metrics of a module back what `metric_states` returned; they may be on another device now."""
+    metrics = dict(_metrics(module))
+    for path, saved in states.items():
+        metric = metrics.get(path)
+        if metric is None:
+            continue  # the module no longer has it
+        for name, state in saved["states"].items():
+            setattr(metric, name, _moved(state, metric.device))
+        metric._update_count = saved["updates"]
+        metric._computed = None
+
+
+def _metrics(module: nn.Module) -> Iterator[tuple[str, Metric]]:
+    torchmetrics = sys.modules.get("torchmetrics")
+    if torchmetrics is None:
+        return
+    for path, child in module.named_modules():
+        if isinstance(child, torchmetrics.MetricCollection):
+            for _ in child.values(copy_state=False):  # the metrics of a compute group get the state of its first
+                pass
+        elif isinstance(child, torchmetrics.Metric):
+            yield path, child
+
+
+def _detached(state: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+    return [item.detach().clone() for item in state] if isinstance(state, list) else state.detach().clone()
+
+
+def _moved(state: Tensor | list[Tensor], device: Any) -> Tensor | list[Tensor]:
+    return [item.to(device) for item in state] if isinstance(state, list) else state.to(device)

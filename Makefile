@@ -72,7 +72,7 @@ docs: $(VENV)/.dev ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.dev ## Measure the overhead of a training step against the plain loop
-	$(BIN)/python benchmarks/step_overhead.py $(ARGS)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## Remove everything that can be made again
 	rm -rf $(VENV) site build dist htmlcov demo_output .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,8 +1,10 @@
 """What a Trainer costs over the loop one would write by hand: `python -m benchmarks --help`.
 
-    __main__   asks the workers in turn, round after round, and prints the report
+    __main__   command line
+      driver   asks the workers in turn, round after round
       worker   one process per package: measures a case, beside it the same plain loop
-        cases    every Trainer setting that is timed; `plain` has the loops they are compared with, `cnn` a real model
+        cases    every Trainer setting that is timed, on `models`, or on a real one (`cnn`); `plain` has the loops they
+                 are compared with, `timing` the clocks, `screen` the pipe and the terminal that take the output
         shape    what is counted instead of timed: frames, Python calls, device syncs
       imports  fresh processes that only import
       report   numbers to tables

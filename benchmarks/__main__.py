@@ -26,6 +26,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7, help="measurements of each case (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=1000, help="steps of a measurement (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="cpu: the computing time of the thread, steadier where other programs run (default: %(default)s)",
+    )
     parser.add_argument("--cases", metavar="KEY,KEY", help="only these rows, without imports and counts")
     parser.add_argument("--quick", action="store_true", help="every row once and small: to see that all works")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file")
@@ -35,9 +41,10 @@ def parse_arguments() -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure; return all figures."""
-    rounds, setup = arguments.rounds, {"device": arguments.device, "steps": arguments.steps}
+    rounds, sizes = arguments.rounds, {"steps": arguments.steps}
     if arguments.quick:
-        rounds, setup = 1, {"device": arguments.device, "steps": 8, "warmup": 2, "epoch_batches": 4}
+        rounds, sizes = 1, {"steps": 8, "warmup": 2, "epoch_batches": 4}
+    setup = {"device": arguments.device, "clock": arguments.clock, **sizes}
     workers = default_workers(setup, os.environ.get(_REFERENCE))
     try:
         return {

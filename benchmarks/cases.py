@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -90,10 +89,12 @@ def predicted(setup: Setup, framework: Framework) -> float:
 
 def fitted_once(setup: Setup, framework: Framework, *, defaults: bool = False) -> float:
     """Time a whole fit of one batch, Trainer and model made anew: what does not depend on the number of batches."""
-    started_s = time.perf_counter()
+    clock = setup.new_clock()
+    clock.start()
     arguments = with_defaults(setup.device, framework, None) if defaults else quiet(setup.device)
     framework.trainer(**arguments).fit(make_model(framework), setup.loader(1))
-    return time.perf_counter() - started_s
+    clock.stop()
+    return clock.seconds
 
 
 def cnn_trained(setup: Setup, framework: Framework, *, defaults: bool) -> float:

@@ -23,8 +23,8 @@ LEARNING_RATE = 0.01
 class Epochs:
     """A loader that times its second epoch, from its begin to the begin of the third."""
 
-    def __init__(self, loader: DataLoader[Any], device: str) -> None:
-        self.clock = Clock(device)
+    def __init__(self, loader: DataLoader[Any], clock: Clock) -> None:
+        self.clock = clock
         self._loader = loader
         self._begun = 0
 
@@ -60,7 +60,7 @@ def make_loader(num_batches: int) -> DataLoader[Any]:
 
 def loaders(setup: Setup) -> tuple[Epochs, DataLoader[Any]]:
     """Return training batches, and a quarter as many to validate."""
-    return Epochs(make_loader(setup.epoch_batches), setup.device), make_loader(max(1, setup.epoch_batches // 4))
+    return Epochs(make_loader(setup.epoch_batches), setup.new_clock()), make_loader(max(1, setup.epoch_batches // 4))
 
 
 def plain(setup: Setup) -> float:

@@ -18,7 +18,7 @@ from benchmarks.screen import Screens
 from benchmarks.shape import SHAPES
 from benchmarks.timing import Spread
 
-__all__ = ["IMPORT_ROWS", "RemoteWorker", "count", "describe", "time_cases", "time_imports"]
+__all__ = ["IMPORT_ROWS", "chosen", "count", "default_workers", "describe", "time_cases", "time_imports"]
 
 _ROOT = Path(__file__).parent.parent
 _SCALES = {"step": ("us", 1e6), "batch": ("us", 1e6), "epoch": ("ms", 1e3), "fit": ("ms", 1e3)}

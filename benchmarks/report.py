@@ -40,8 +40,8 @@ def _environment(results: dict[str, Any]) -> str:
     about = next(iter(packages.values()))
     settings = results["settings"]
     return (
-        f"{versions}; torch {about['torch']}, Python {about['python']}, {about['device']}, one thread;"
-        f" {settings['rounds']} rounds of {settings['steps']} steps"
+        f"{versions}; torch {about['torch']}, Python {about['python']}, {about['device']}, one thread,"
+        f" {settings['clock']} time; {settings['rounds']} rounds of {settings['steps']} steps"
     )
 
 

@@ -44,7 +44,7 @@ def test_durations(duration, seconds):
 def test_malformed_duration_is_refused():
     with pytest.raises(MisconfigurationException, match="DD:HH:MM:SS"):
         Timer("1:2")
-    with pytest.raises(TypeError, match="timedelta"):
+    with pytest.raises(MisconfigurationException, match="timedelta"):
         Timer(5)
 
 

@@ -63,7 +63,8 @@ def test_lightning_program_trains(tmp_path: Path) -> None:
         "import lightning as L\n"
         "from lightning.pytorch.demos.boring_classes import BoringModel\n"
         "trainer = L.Trainer(max_epochs=1, limit_train_batches=3, limit_val_batches=1, logger=False,\n"
-        "                    accelerator='cpu', enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)\n"
+        "                    accelerator='cpu', enable_checkpointing=False, enable_progress_bar=False,\n"
+        "                    enable_model_summary=False)\n"
         "trainer.fit(BoringModel())\n"
         "print(trainer.global_step)\n"
     )

@@ -81,7 +81,7 @@ def test_limits_are_counts_or_fractions(value, expected):
 
 @pytest.mark.parametrize("value", [1.2, -1, -0.5, math.nan, math.inf])
 def test_other_numbers_are_refused(value):
-    with pytest.raises(MisconfigurationException, match=r"invalid value .* for `limit_test_batches`"):
+    with pytest.raises(MisconfigurationException, match=r"Trainer\(limit_test_batches=.*has to be"):
         parse_limit(value, "limit_test_batches")
 
 

@@ -23,7 +23,7 @@ DELIBERATE: dict[str, tuple[set[str], str]] = {
     "own name in every hook, two loaders, not sanity": ({"events"}, SEEN_AT_ONCE),
     "plateau by step": (
         {"events"},
-        "a plateau scheduler that reads metrics after validation does not bring the training value of the same name back",
+        "a plateau scheduler that reads after validation does not bring the training value of the same name back",
     ),
     "manual, hooks log between": (
         {"events", "rows"},
@@ -70,7 +70,9 @@ def test_logged_values_are_seen_where_lightning_shows_them(case: str, ours: dict
     expected = EXPECTED["cases"][case]
     parts = expected.keys() - DELIBERATE.get(case, (set(), ""))[0]
 
-    assert [difference(expected[part], ours["cases"][case][part], part) for part in sorted(parts)] == [None] * len(parts)
+    assert [difference(expected[part], ours["cases"][case][part], part) for part in sorted(parts)] == [None] * len(
+        parts
+    )
 
 
 @pytest.mark.parametrize("case", sorted(DELIBERATE))

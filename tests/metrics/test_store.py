@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import CatMetric, MeanMetric, MetricCollection, SumMetric
 from torchmetrics.classification import BinaryPrecision, BinaryRecall
 
-from fulmen.callbacks import ModelCheckpoint
+from fulmen.callbacks import Checkpoint
 from fulmen.core.callback import Callback
 from fulmen.core.module import LightningModule
 from fulmen.trainer.trainer import Trainer
@@ -31,9 +32,9 @@ class Net(LightningModule):
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         self.record(batch)
-        return self.layer(batch).mean()
+        return torch.as_tensor(self.layer(batch).mean())
 
-    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
         self.record(batch)
 
     def record(self, batch: Tensor) -> None:
@@ -67,7 +68,7 @@ def test_epoch_values_equal_those_of_all_samples(tmp_path, sizes: list[int], dat
                 self.log(reduction, value, on_step=False, on_epoch=True, reduce_fx=reduction)
 
     trainer = Trainer(**quiet(tmp_path))
-    trainer.validate(Logs(), DataLoader(batches, batch_size=None), verbose=False)  # type: ignore[arg-type]
+    trainer.test(Logs(), DataLoader(batches, batch_size=None), verbose=False)  # type: ignore[arg-type]
     everything = torch.cat(batches)
 
     for reduction in ("mean", "sum", "min", "max"):
@@ -82,7 +83,7 @@ def test_a_batch_of_size_zero_has_no_weight(tmp_path) -> None:
             self.log("none", batch.mean(), batch_size=0)
 
     trainer = Trainer(**quiet(tmp_path))
-    trainer.validate(Logs(), loader(), verbose=False)
+    trainer.test(Logs(), loader(), verbose=False)
 
     assert trainer.callback_metrics["some"] == 1.5
     assert trainer.callback_metrics["none"].isnan()
@@ -94,7 +95,7 @@ def test_half_precision_means_are_kept_in_single_precision(tmp_path) -> None:
             self.log("m", torch.tensor(2049.0 if batch[0] else 1.0, dtype=torch.bfloat16), batch_size=1)
 
     trainer = Trainer(**quiet(tmp_path))
-    trainer.validate(Logs(), loader(8), verbose=False)
+    trainer.test(Logs(), loader(8), verbose=False)
 
     assert trainer.callback_metrics["m"].dtype == torch.float32
     assert trainer.callback_metrics["m"] == (2048 + 1) / 2  # 2049 is 2048 in bfloat16
@@ -109,7 +110,7 @@ def test_a_logged_tensor_does_not_keep_its_graph(tmp_path) -> None:
             loss = self.layer(batch).mean()
             self.log("loss", loss, on_step=True, on_epoch=True)
             seen.append(weakref.ref(loss))
-            return loss
+            return torch.as_tensor(loss)
 
     class Checks(Callback):
         def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -192,7 +193,7 @@ class WithMetrics(Net):
         self.log_dict(self.scores, on_step=False, on_epoch=True)
         self.log("number", batch.mean(), on_step=True, on_epoch=True)
         self.log("most", batch.max(), on_step=False, on_epoch=True, reduce_fx=torch.max)
-        return self.layer(batch).mean()
+        return torch.as_tensor(self.layer(batch).mean())
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         self.of_validation.update(batch)
@@ -234,10 +235,10 @@ def test_metric_objects_of_an_interrupted_run_do_not_leak_into_the_next(tmp_path
                 raise KeyError("stop")
 
     module = WithMetrics()
+    trainer = Trainer(**quiet(tmp_path, callbacks=[Breaks()]))
     with pytest.raises(KeyError, match="stop"):
-        Trainer(**quiet(tmp_path, callbacks=[Breaks()])).fit(module, loader())
-    trainer = Trainer(**quiet(tmp_path))
-    trainer.fit(module, loader())
+        trainer.fit(module, loader(), loader(6))
+    trainer.fit(module, loader(), loader(6))
 
     assert trainer.callback_metrics["stepwise"] == 4.5
 
@@ -247,28 +248,36 @@ def states_of_epochs(trainer: Trainer) -> dict[str, float]:
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
-@pytest.mark.parametrize("step", [1, 2, 3, 4, 5, 6])
-def test_an_unfinished_epoch_goes_on_after_resuming(tmp_path, step: int) -> None:
-    checkpoint = ModelCheckpoint(
-        tmp_path / "ckpt", every_n_train_steps=1, save_top_k=-1, filename="{step}", save_on_train_epoch_end=False
-    )
+class SavesEachBatch(Callback):
+    """Keeps a checkpoint per optimizer step."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
+
+
+def test_an_unfinished_epoch_goes_on_after_resuming_at_any_step(tmp_path) -> None:
     arguments = quiet(tmp_path, max_epochs=3, num_sanity_val_steps=0)
-    whole = Trainer(**{**arguments, "enable_checkpointing": True}, callbacks=[checkpoint])
+    whole = Trainer(**arguments, callbacks=[SavesEachBatch(tmp_path)])
     whole.fit(WithMetrics(), loader(), loader(6))
+    steps = range(1, whole.global_step + 1)
 
-    resumed = Trainer(**arguments)
-    resumed.fit(WithMetrics(), loader(), loader(6), ckpt_path=tmp_path / "ckpt" / f"step={step}.ckpt", weights_only=True)
+    seen = []
+    for step in steps:
+        resumed = Trainer(**arguments)
+        path = tmp_path / f"{step}.ckpt"
+        resumed.fit(WithMetrics(), loader(), loader(6), ckpt_path=path, weights_only=True)
+        seen.append(states_of_epochs(resumed))
 
-    assert states_of_epochs(resumed) == states_of_epochs(whole)
+    assert seen == [states_of_epochs(whole) for _ in steps]
 
 
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_end", "on_train_epoch_end"])
 def test_an_epoch_saved_in_any_hook_has_the_same_values_after_resuming(tmp_path, hook: str) -> None:
-    class Saves(Callback):
-        """Saves once in the second epoch, and keeps what each later epoch showed."""
-
-        def __init__(self) -> None:
-            self.epochs: list[dict[str, float]] = []
+    class Saves(Checkpoint):
+        """Saves once in the second epoch; as a `Checkpoint` after all other hooks of the epoch's end."""
 
         def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
             self.save(trainer, "on_train_epoch_end")
@@ -296,11 +305,10 @@ def test_an_epoch_saved_in_any_hook_has_the_same_values_after_resuming(tmp_path,
 
     arguments = quiet(tmp_path, max_epochs=4, num_sanity_val_steps=0)
     whole, resumed = Rows(), Rows()
-    Trainer(**arguments, callbacks=[Saves()]).fit(whole, loader(), loader(6))
+    Trainer(**{**arguments, "enable_checkpointing": True}, callbacks=[Saves()]).fit(whole, loader(), loader(6))
     Trainer(**arguments).fit(resumed, loader(), loader(6), ckpt_path=tmp_path / "saved.ckpt", weights_only=True)
 
-    compared = {1, 2} if hook != "on_train_epoch_end" else {2}
-    assert {e: resumed.rows[e] for e in compared} == {e: whole.rows[e] for e in compared}
+    assert {epoch: resumed.rows[epoch] for epoch in (1, 2)} == {epoch: whole.rows[epoch] for epoch in (1, 2)}
 
 
 def test_a_name_that_is_not_logged_again_after_resuming_reaches_the_epoch(tmp_path) -> None:

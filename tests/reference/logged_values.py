@@ -741,7 +741,7 @@ for label, value in {
 }.items():
     refused(f"value {label}", "training_step", tries(value))
     refused(f"value {label} in log_dict", "training_step", lambda self, *_, value=value: self.log_dict({"x": value}))
-for label, options in {
+OPTIONS: dict[str, dict[str, Any]] = {
     "neither": {"on_step": False, "on_epoch": False},
     "median": {"reduce_fx": "median", "on_epoch": True},
     "torch.std": {"reduce_fx": torch.std, "on_epoch": True},
@@ -753,7 +753,8 @@ for label, options in {
     "std on_step": {"reduce_fx": torch.std},
     "batch_size 0": {"batch_size": 0, "on_epoch": True},
     "float batch_size": {"batch_size": 2.5, "on_epoch": True},
-}.items():
+}
+for label, options in OPTIONS.items():
     refused(f"options {label}", "training_step", tries(1.0, **options))
 refused("name with loader mark", "training_step", tries(1.0, "a/dataloader_idx_0"))
 refused("name is no text", "training_step", tries(1.0, 5))

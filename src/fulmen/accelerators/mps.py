@@ -13,7 +13,7 @@ from fulmen.accelerators.devices import parse_gpu_devices
 from fulmen.utilities.exceptions import MisconfigurationException
 from fulmen.utilities.lazy import require
 
-__all__ = ["MPSAccelerator"]
+__all__ = ["MPSAccelerator", "get_device_stats"]
 
 
 class MPSAccelerator(Accelerator):
@@ -47,12 +47,7 @@ class MPSAccelerator(Accelerator):
         Returns:
             The entries `M1_vm_percent`, `M1_percent`, `M1_swap_percent`.
         """
-        psutil = require("psutil", extra="stats", for_="MPSAccelerator.get_device_stats")
-        return {
-            "M1_vm_percent": psutil.virtual_memory().percent,
-            "M1_percent": psutil.cpu_percent(),
-            "M1_swap_percent": psutil.swap_memory().percent,
-        }
+        return get_device_stats()
 
     @staticmethod
     def parse_devices(devices: int | str | Sequence[int]) -> list[int]:
@@ -78,3 +73,20 @@ class MPSAccelerator(Accelerator):
     def name() -> str:
         """Return "mps"."""
         return "mps"
+
+
+def get_device_stats() -> dict[str, float]:
+    """Return the load of the machine, whose memory is shared with the GPU.
+
+    Returns:
+        `M1_vm_percent` (memory), `M1_percent` (processor, since the last call), `M1_swap_percent`; each 0 to 100.
+
+    Raises:
+        ModuleNotFoundError: The package `psutil` is not installed.
+    """
+    psutil = require("psutil", extra="stats", for_="MPSAccelerator.get_device_stats")
+    return {
+        "M1_vm_percent": psutil.virtual_memory().percent,
+        "M1_percent": psutil.cpu_percent(),
+        "M1_swap_percent": psutil.swap_memory().percent,
+    }

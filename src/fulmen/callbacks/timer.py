@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from fulmen.core.callback import Callback
+from fulmen.core.states import RunningStage
 from fulmen.utilities.duration import parse_duration
 from fulmen.utilities.enums import LightningEnum
 from fulmen.utilities.exceptions import MisconfigurationException
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Interval", "Timer"]
 
-_STAGES = ("train", "sanity_check", "validate", "test", "predict")
+_STAGES = tuple(stage.value for stage in RunningStage)  # plain text, for checkpoints
 
 
 class Interval(LightningEnum):
@@ -71,15 +72,15 @@ class Timer(Callback):
         self._looks_each_step = self._duration is not None and self._interval == Interval.step
 
     # ---- reading
-    def start_time(self, stage: str = "train") -> float | None:
+    def start_time(self, stage: str = RunningStage.TRAINING) -> float | None:
         """Return when a stage began, in seconds of `time.monotonic`; `None` if it did not."""
         return self._start_time[stage]
 
-    def end_time(self, stage: str = "train") -> float | None:
+    def end_time(self, stage: str = RunningStage.TRAINING) -> float | None:
         """Return when a stage ended, in seconds of `time.monotonic`; `None` if it did not."""
         return self._end_time[stage]
 
-    def time_elapsed(self, stage: str = "train") -> float:
+    def time_elapsed(self, stage: str = RunningStage.TRAINING) -> float:
         """Return the seconds spent in a stage, for training including those before a resume."""
         start, end = self.start_time(stage), self.end_time(stage)
         offset = self._offset if stage == "train" else 0
@@ -87,7 +88,7 @@ class Timer(Callback):
             return offset
         return (time.monotonic() if end is None else end) - start + offset
 
-    def time_remaining(self, stage: str = "train") -> float | None:
+    def time_remaining(self, stage: str = RunningStage.TRAINING) -> float | None:
         """Return the seconds left of the duration; `None` without one."""
         return None if self._duration is None else self._duration - self.time_elapsed(stage)
 

@@ -87,6 +87,8 @@ def _existing(path: str) -> str:
             + ("" if os.path.isabs(path) else f" (in the folder `{os.getcwd()}`)")
             + ". Check the path, or use 'best' or 'last'."
         )
+    if os.path.isdir(local_path(path)):
+        raise IsADirectoryError(f"`ckpt_path={path!r}` is a folder, but a checkpoint is a file. Name the file in it.")
     return path
 
 

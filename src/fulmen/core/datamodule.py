@@ -55,7 +55,13 @@ class LightningDataModule(DataHooks, HyperparametersMixin):
     CHECKPOINT_HYPER_PARAMS_NAME = "datamodule_hparams_name"
     CHECKPOINT_HYPER_PARAMS_TYPE = "datamodule_hparams_type"
 
-    def __init__(self) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Start without a Trainer.
+
+        Args:
+            args: Not used; accepted because subclasses pass their own arguments on.
+            kwargs: Not used, as `args`.
+        """
         super().__init__()
         self.trainer: Trainer | None = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fulmen.utilities.checkpoint_hooks import CheckpointHooks as CheckpointHooks
 from fulmen.utilities.exceptions import MisconfigurationException
 from fulmen.utilities.tree import move_data_to_device
 
@@ -200,16 +201,6 @@ class DataHooks:
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Change a batch after it was moved to the device, e.g. augment it there."""
         return batch
-
-
-class CheckpointHooks:
-    """What a user adds to a checkpoint."""
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take back what `on_save_checkpoint` stored, before the weights are loaded."""
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add entries to the checkpoint that is about to be written."""
 
 
 def _missing(owner: object, hook: str, run: str) -> MisconfigurationException:

@@ -36,15 +36,15 @@ class LightningOptimizer:
         optimizer: The optimizer to wrap.
     """
 
-    _OWN = ("_optimizer", "_run_step", "_toggle")
-
     def __init__(self, optimizer: Optimizer) -> None:
         own = self.__dict__
         own["_optimizer"] = optimizer
         own["_run_step"] = None
         own["_toggle"] = None
-        name = f"Lightning{type(optimizer).__name__}"
-        self.__class__ = type(name, (LightningOptimizer, type(optimizer)), {})
+        kind = type(optimizer)
+        # what the wrapped optimizer does at its end must not happen at the end of the wrapper
+        members = {"__del__": _end_of_wrapper} if hasattr(kind, "__del__") else {}
+        self.__class__ = type(f"Lightning{kind.__name__}", (LightningOptimizer, kind), members)
 
     def connect(self, run_step: StepRunner, toggle: Callable[[Optimizer, bool], Any]) -> None:
         """Let steps go through `run_step(optimizer, closure, **kwargs)` during a run."""
@@ -91,11 +91,19 @@ class LightningOptimizer:
             yield
 
     # ---- what torch's class would do on `self` is done on the wrapped optimizer
+    def __getattribute__(self, name: str) -> Any:
+        own: dict[str, Any] = object.__getattribute__(self, "__dict__")
+        if name not in _MEMBERS and "_optimizer" in own:
+            attributes = own["_optimizer"].__dict__
+            if name in attributes:  # before a default of the same name that the class has
+                return attributes[name]
+        return object.__getattribute__(self, name)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_optimizer"], name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "__class__":
+        if name in ("__class__", "step"):  # a scheduler that is given the wrapper replaces its `step`, which calls ours
             object.__setattr__(self, name, value)
         else:
             setattr(self.__dict__["_optimizer"], name, value)
@@ -116,17 +124,18 @@ class LightningOptimizer:
         """Add a parameter group to the wrapped optimizer."""
         self.optimizer.add_param_group(param_group)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_optimizer": self.optimizer}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update({"_run_step": None, "_toggle": None, **state})
-
     def __reduce__(self) -> tuple[Any, ...]:
         return LightningOptimizer, (self.optimizer,)
 
     def __repr__(self) -> str:
         return f"Lightning{self.optimizer!r}"
+
+
+_MEMBERS = frozenset({*vars(LightningOptimizer), "__dict__", "__class__"})
+
+
+def _end_of_wrapper(wrapper: LightningOptimizer) -> None:
+    """Stand in for the `__del__` of a wrapped optimizer, which is called for that one itself."""
 
 
 # ---- configure_optimizers

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from functools import partial
 from math import inf
+from numbers import Integral
 from typing import Any
 
 from torch.utils.data import (
@@ -61,6 +62,8 @@ def parse_limit(value: int | float, name: str) -> int | float:
         MisconfigurationException: The value is none of these.
         TypeError: It is not a number.
     """
+    if isinstance(value, Integral):
+        value = int(value)  # NumPy's integers, too
     if not isinstance(value, (int, float)):
         raise TypeError(
             f"`Trainer({name}={value!r})` is not a number, but `{type(value).__name__}`."
@@ -73,7 +76,7 @@ def parse_limit(value: int | float, name: str) -> int | float:
     if isinstance(value, float) and value > 1 and value.is_integer():
         return int(value)
     raise MisconfigurationException(
-        f"You have passed invalid value {value!r} for `{name}`: it has to be in [0.0, 1.0] or an int, at least 0."
+        f"`Trainer({name}={value!r})` has to be an int of at least 0 (batches) or a float in [0.0, 1.0] (fraction)."
         f" Pass `{name}=10` for 10 batches, or `{name}=0.1` for a tenth of them."
     )
 

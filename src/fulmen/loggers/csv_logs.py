@@ -44,7 +44,7 @@ class ExperimentWriter:
         self.metrics: list[dict[str, Any]] = []  # rows not yet written
         self.metrics_file_path = os.path.join(log_dir, self.NAME_METRICS_FILE)
         self.hparams_file_path = os.path.join(log_dir, self.NAME_HPARAMS_FILE)
-        self._columns: list[str] = []  # of the file
+        self.metrics_keys: list[str] = []  # columns of the file
         self._next_step = 0
         self._unterminated = False
         self._hparams_changed = read_text(self.hparams_file_path) is None
@@ -83,13 +83,13 @@ class ExperimentWriter:
             self._hparams_changed = False
         if not self.metrics:
             return
-        known = set(self._columns)
+        known = set(self.metrics_keys)
         new = {name for row in self.metrics for name in row if name not in known}
         if new:
             self._rewrite(sorted(known | new))
         else:
             start = "\n" if self._unterminated else ""
-            append_text(self.metrics_file_path, start + _csv_text(_fields(self.metrics, self._columns)))
+            append_text(self.metrics_file_path, start + _csv_text(_fields(self.metrics, self.metrics_keys)))
         self._unterminated = False
         self.metrics = []
 
@@ -98,14 +98,14 @@ class ExperimentWriter:
         old = csv.DictReader(io.StringIO(read_text(self.metrics_file_path) or "", newline=""))
         rows = [columns, *_fields(old, columns), *_fields(self.metrics, columns)]
         replace_text(self.metrics_file_path, _csv_text(rows))
-        self._columns = columns
+        self.metrics_keys = columns
 
     def _continue_existing_file(self) -> None:
         text = read_text(self.metrics_file_path)
         if not text:
             return
         rows = csv.DictReader(io.StringIO(text, newline=""))
-        self._columns = list(rows.fieldnames or [])
+        self.metrics_keys = list(rows.fieldnames or [])
         self._unterminated = not text.endswith("\n")
         for row in rows:
             if row.get("step"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,7 @@ class EvaluationLoop:
         # ---- state
         self.progress = Progress()
         self.metrics = MetricStore(is_training=False)
-        self._epoch_of_last_load = -1
+        self._epoch_of_last_load: float = -1
         self._position: dict[str, Any] | None = None
         self._rows: list[int] = []
 
@@ -77,11 +78,14 @@ class EvaluationLoop:
         previous = board.activate(self.metrics)
         stage_before = trainer.enter_stage(self.stage)
         modes = recorded_modes(module)
-        hook = getattr(module, f"on_{word}_model_eval")
-        hook()
+        set_modes = getattr(module, f"on_{word}_model_eval")
         try:
             with no_gradients(trainer, inside_fit=self.inside_fit):
+                set_modes()
                 results = self._evaluate(batches, word)
+        except BaseException:
+            restore_modes(modes)
+            raise
         finally:
             trainer.enter_stage(stage_before)
             board.activate(previous)
@@ -179,17 +183,22 @@ class EvaluationLoop:
         """Ask for the loaders, the first time and when they are due again."""
         trainer = self.trainer
         every, epoch = trainer.reload_dataloaders_every_n_epochs, trainer.current_epoch
-        if self.batches is not None and not (self.inside_fit and every and epoch - self._epoch_of_last_load >= every):
+        is_due = self.inside_fit and every and epoch - self._epoch_of_last_load >= every
+        if self.batches is not None and (trainer.sanity_checking or not is_due):
             return
         if self.batches is not None:
             self.batches.close()
         loader, limits = trainer.sources.eval_loaders(_LOADER_WORD[self.stage])
         self.batches = EvalBatches(loader, limits, wrap_next=trainer.profiled_next("[_EvaluationLoop].val_next"))
-        self._epoch_of_last_load = epoch
+        self._epoch_of_last_load = -math.inf if self._is_only_for_the_sanity_check() else epoch
         self._rows = [0] * len(limits)
         check_dataloader_idx(trainer.lightning_module, _HOOK_WORD[self.stage], len(self.batches.num_batches))
         if not trainer.sanity_checking:  # the check draws batches, too
             self.apply_position()
+
+    def _is_only_for_the_sanity_check(self) -> bool:
+        every = self.trainer.check_val_every_n_epoch
+        return self.trainer.sanity_checking and every is not None and (self.trainer.current_epoch + 1) % every != 0
 
     def forget_data(self) -> None:
         """Let the loaders of an earlier run go."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from fulmen.data.prefetch import TrainBatches
@@ -72,18 +72,19 @@ class FitLoop:
         while not self._is_done():
             # ---- one epoch
             run_batch, to_device, window = self._begin_epoch()
-            for batch, batch_idx, is_last in self.batches:  # type: ignore[union-attr]  # `_prepare` made them
+            for batch, batch_idx, is_last in self._batches_of_epoch():
                 # ---- one batch
                 total.ready += 1
                 current.ready += 1
                 self.batch_idx, done.batches.is_last_batch = batch_idx, is_last
                 if batch is None:
-                    self._skip_batch()
+                    self._skip_batch(is_last)
                     continue
                 if to_device is not None:
                     batch = to_device(batch, 0)
                 store.batch, store.batch_size = batch, None
                 if events.on_train_batch_start(batch, batch_idx) == SKIP_EPOCH:
+                    self._skip_rest_of_epoch()
                     break
                 total.started += 1
                 current.started += 1
@@ -98,7 +99,7 @@ class FitLoop:
                 current.completed += 1
                 if due and self._log_every and self._row_is_due():
                     board.publish_step(done.batches_that_stepped, trainer.current_epoch)
-                if self._validates and self._validation_is_due(is_last):
+                if self._validates and self._validation_is_due(is_last, due):
                     self.validate()
                 schedulers.after_validation(due)
                 done.batches_that_stepped += due
@@ -114,7 +115,8 @@ class FitLoop:
     def _prepare(self) -> bool:
         trainer = self.trainer
         self.told.clear()
-        self.resolve_max_epochs()
+        if trainer.limit_train_batches == 0:
+            return False
         self._epoch_of_last_load = -1 if self.batches is None else self._epoch_of_last_load
         self.load_data()
         if self._is_done(quiet=True) or self.num_batches == 0:
@@ -126,6 +128,7 @@ class FitLoop:
         self._schedulers = SchedulerSteps(
             trainer.lr_scheduler_configs, trainer.lightning_module, self.progress, lambda: trainer.callback_metrics
         )
+        self.optimization = trainer.make_optimization()  # `on_train_start` may step, too
         self._log_every = trainer.log_every_n_steps if trainer.loggers else 0
         trainer.metrics.activate(self.metrics)
         trainer.profiler.connect(trainer.lightning_module, num_steps=self._steps_to_come())
@@ -142,8 +145,11 @@ class FitLoop:
     def resolve_max_epochs(self) -> None:
         """Settle what `max_epochs=None` means for this run."""
         limits = self.limits
-        unbounded = limits.max_epochs is None and limits.max_steps is None and not limits.endless
-        if unbounded and not self.trainer.has_timer:
+        if limits.max_epochs is not None or limits.endless:
+            return
+        if limits.max_steps is not None or self.trainer.has_timer:
+            self.limits = limits.with_max_epochs(-1)
+        else:
             rank_zero_warn(
                 "`max_epochs` was not set, so training ends after 1000 epochs."
                 " Set `Trainer(max_epochs=-1)` to train without an end.",
@@ -157,6 +163,7 @@ class FitLoop:
         every = trainer.reload_dataloaders_every_n_epochs
         if self.batches is not None and not (every and epoch - self._epoch_of_last_load >= every):
             return
+        is_reload = self.batches is not None
         if self.batches is not None:
             self.batches.close()
         loader, limit = trainer.sources.train_loader()
@@ -164,8 +171,15 @@ class FitLoop:
             loader, limit=limit, wrap_next=trainer.profiled_next("[_TrainingEpochLoop].train_dataloader_next")
         )
         self._epoch_of_last_load = epoch
+        interval = self._interval(limit)
+        if is_reload and self.plan is not None:  # its clock goes on
+            self.plan.interval = interval
+            return
         self.plan = ValidationPlan(
-            self._interval(limit), every_n_epochs=trainer.check_val_every_n_epoch, seconds=trainer.val_check_seconds
+            interval,
+            every_n_epochs=trainer.check_val_every_n_epoch,
+            seconds=trainer.val_check_seconds,
+            at_epoch_end=isinstance(trainer.val_check_interval, float) and trainer.val_check_interval == 1.0,
         )
 
     def _interval(self, num_batches: int | float) -> int | float:
@@ -208,9 +222,13 @@ class FitLoop:
         window = trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else 1
         return self._run_batch, choose_transfer(trainer), window
 
+    def _batches_of_epoch(self) -> Iterable[tuple[Any, int, bool]]:
+        """Return the batches to train on; none if a stop was asked for as the epoch began."""
+        return () if self.trainer.should_stop and self._may_stop() else self.batches  # type: ignore[return-value]
+
     def _end_epoch(self) -> None:
         trainer, done = self.trainer, self.progress
-        self.optimization.finish_window()  # type: ignore[union-attr]  # an epoch has begun
+        self._finish_window()
         trainer.metrics.refresh()
         self.metrics.leave_batches()
         done.epochs.increment("processed")
@@ -236,10 +254,28 @@ class FitLoop:
         """Close what an epoch holds open when an error has ended it."""
         self._profile_epoch(False)
 
-    def _skip_batch(self) -> None:
+    def _finish_window(self) -> None:
+        """Step on what an accumulation window holds that nobody will fill any more."""
+        if self.optimization.finish_window():  # type: ignore[union-attr]  # an epoch has begun
+            self._schedulers.after_batch(stepped=True, is_last=False)
+            self._schedulers.after_validation(stepped=True)
+            self.progress.batches_that_stepped += 1
+
+    def _skip_rest_of_epoch(self) -> None:
+        """End the epoch regularly, but without validation."""
+        self._finish_window()
+        self._schedulers.after_batch(stepped=False, is_last=True)
+
+    def _skip_batch(self, is_last: bool) -> None:
+        """Count a batch of None; what is due after a batch, or after the last one, is due all the same."""
         rank_zero_warn("The training dataloader yielded None; this batch is skipped. Check the collate function.")
         for key in ("started", "processed", "completed"):
             self.progress.batches.increment(key)
+        if is_last:
+            self._finish_window()
+        self._schedulers.after_batch(stepped=False, is_last=is_last)
+        if self._validates and self._validation_is_due(is_last, due=is_last):
+            self.validate()
 
     def _window_length(self, batch_idx: int, window: int) -> int:
         """Return how many batches the accumulation window of this batch has, shorter at the end of the epoch."""
@@ -259,10 +295,10 @@ class FitLoop:
         """Whether this fit validates at all."""
         return self.trainer.enable_validation
 
-    def _validation_is_due(self, is_last: bool) -> bool:
+    def _validation_is_due(self, is_last: bool, due: bool) -> bool:
         if self.plan.due(self.batch_idx, self.progress.batches.total.ready, is_last):  # type: ignore[union-attr]
             return True
-        return self.trainer.should_stop and self.limits.minima_met(self.progress)
+        return due and self.trainer.should_stop and self.limits.minima_met(self.progress)  # where a stop takes effect
 
     def validate(self) -> None:
         """Run the validation that is due now."""
@@ -279,7 +315,7 @@ class FitLoop:
         """Validate after the batch in whose last hook a checkpoint was taken, if it is due there."""
         self._validates = self.validation_enabled and self.plan.epoch_is_due(self.trainer.current_epoch)  # type: ignore[union-attr]
         self.batch_idx = self.progress.batches.current.processed - 1
-        if self._validates and self._validation_is_due(self.progress.batches.is_last_batch):
+        if self._validates and self._validation_is_due(self.progress.batches.is_last_batch, due=True):
             self.validate()
         self._schedulers.after_validation(stepped=True)
 

@@ -17,7 +17,7 @@ from fulmen.plugins.precision.precision import Precision
 from fulmen.strategies.strategy import Strategy
 from fulmen.utilities.exceptions import MisconfigurationException
 from fulmen.utilities.model_helpers import is_overridden
-from fulmen.utilities.optimizer_step import clear_gradients, quick_step
+from fulmen.utilities.optimizer_step import clear_gradients, clears_plainly, quick_step
 from fulmen.utilities.rank_zero import rank_zero_warn
 from fulmen.utilities.signature_utils import is_param_in_hook_signature
 
@@ -52,10 +52,11 @@ class _Optimization:
         self.context: AbstractContextManager[Any] | None = nullcontext() if self.precision.is_plain else None
         self.training_step: Callable[..., STEP_OUTPUT] = strategy.training_step
         self.strategy_backward = is_overridden("backward", strategy, Strategy)
+        self.own_backward = is_overridden("backward", module, LightningModule)
         self.dispatches_backward = (
             self.strategy_backward
             or is_overridden("run_backward", strategy, Strategy)
-            or is_overridden("backward", module, LightningModule)
+            or self.own_backward
             or not self.precision.is_plain
         )
 
@@ -89,7 +90,9 @@ class _Optimization:
             self.scope.hook = "backward"
             self.strategy.backward(loss, optimizer, *args, **kwargs)
             return
-        loss = self.precision.pre_backward(_differentiable(loss), self.module)
+        if not (self.own_backward or args or "gradient" in kwargs):
+            loss = _differentiable(loss)
+        loss = self.precision.pre_backward(loss, self.module)
         self.events.on_before_backward(loss)
         self.scope.hook = "backward"
         self.strategy.run_backward(loss, self.module, *args, optimizer=optimizer, **kwargs)
@@ -125,7 +128,7 @@ class AutomaticOptimization(_Optimization):
         self.own_zero_grad = is_overridden("optimizer_zero_grad", module, LightningModule)
         self.needs_closure = optimizer is not None and self._closure_needed()
         if self.optimizer is not None:
-            if type(self.optimizer).zero_grad is not Optimizer.zero_grad:
+            if not clears_plainly(self.optimizer):
                 self.own_zero_grad = True
             self.torch_step = quick_step(self.optimizer)
         self.outputs: dict[str, Any] = {}
@@ -168,12 +171,13 @@ class AutomaticOptimization(_Optimization):
             self.window_batches = 0
         return self.outputs
 
-    def finish_window(self) -> None:
-        """Step on what is accumulated when an epoch ended without saying which batch is its last."""
-        if self.window_batches:
-            self.window_batches = 0
-            if self.window_losses:
-                self._step_directly()
+    def finish_window(self) -> bool:
+        """Step on what is accumulated when an epoch ended without saying which batch is its last; tell if there was."""
+        has_gradients = self.window_batches > 0 and self.window_losses > 0
+        self.window_batches = 0
+        if has_gradients:
+            self._step_directly()
+        return has_gradients
 
     def check_last_loss(self) -> None:
         """Warn if training has run into NaN; on a device looked at once an epoch, as reading waits for it."""
@@ -193,12 +197,12 @@ class AutomaticOptimization(_Optimization):
         self.last_loss = loss
         if self.wants_outputs:
             self.outputs = _outputs(output, loss)
-        if self.optimizer is not None and self.window_losses == 0:
+        if self.optimizer is not None and self.window_batches == 1:
             self._zero_grad(batch_idx)
         if loss is not None:
             self.window_losses += 1
             self.differentiate(loss, self.optimizer)
-            if loss.is_cpu and not math.isfinite(loss.item()):
+            if loss.is_cpu and loss.numel() == 1 and not math.isfinite(loss.item()):
                 self.check_last_loss()
         elif "None" not in self.told:
             self._warn_of_none(batch_idx)
@@ -229,12 +233,10 @@ class AutomaticOptimization(_Optimization):
         progress.current.completed += 1
 
     def before_step(self) -> None:
-        """Make the accumulated gradients final: unscaled, weighted by the window's true length, clipped."""
+        """Make the accumulated gradients final: unscaled and clipped."""
         optimizer = self.optimizer
         if self.dispatches_backward and optimizer is not None:
             self.precision.unscale_gradients(optimizer)
-        if self.window_losses != self.divisor and optimizer is not None:
-            _rescale_gradients(optimizer, self.divisor / self.window_losses)
         self.events.on_before_optimizer_step(optimizer)
         if self.clips:
             self.scope.hook = "configure_gradient_clipping"
@@ -243,7 +245,14 @@ class AutomaticOptimization(_Optimization):
 
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], **kwargs: Any) -> Any:
         """Step through the strategy; called by the user's `optimizer_step` on the wrapped optimizer."""
-        return self.strategy.optimizer_step(optimizer, closure, self.module, **kwargs)
+
+        def prepared() -> Any:
+            result = closure()
+            if self.window_losses:
+                self.before_step()
+            return result
+
+        return self.strategy.optimizer_step(optimizer, prepared, self.module, **kwargs)
 
     def _step_directly(self) -> None:
         steps = self.progress.optimizer_steps
@@ -251,10 +260,11 @@ class AutomaticOptimization(_Optimization):
             steps.increment("ready")
             steps.increment("completed")
             return
+        if self.window_losses != self.divisor:
+            _rescale_gradients(self.optimizer, self.divisor / self.window_losses)
         if self.needs_closure:  # only to finish a window whose last batch nobody announced
-            self.before_step()
             steps.increment("ready")
-            self.strategy.optimizer_step(self.optimizer, lambda: None, self.module)
+            self.optimizer_step(self.optimizer, lambda: None)
             steps.increment("completed")
             return
         self.before_step()
@@ -280,9 +290,9 @@ class AutomaticOptimization(_Optimization):
                 )
             self.window_losses = earlier_losses
             loss = self.forward_backward(batch, batch_idx)
-            if self.window_losses:
-                self.before_step()
-            return loss
+            if self.window_losses not in (0, self.divisor):
+                _rescale_gradients(self.optimizer, self.divisor / self.window_losses)  # type: ignore[arg-type]
+            return None if loss is None else loss.detach()
 
         steps.increment("ready")
         self.scope.hook = "optimizer_step"
@@ -308,7 +318,8 @@ class ManualOptimization(_Optimization):
             output = self.training_step(batch, batch_idx) if self.takes_batch_idx else self.training_step(batch)
         scope.hook = None
         if isinstance(output, Mapping):
-            return {**output, "loss": output["loss"].detach()} if "loss" in output else dict(output)
+            loss = output.get("loss")
+            return {**output, "loss": loss.detach()} if isinstance(loss, Tensor) else dict(output)
         if output is None:
             return {}
         if not isinstance(output, Tensor):
@@ -318,8 +329,9 @@ class ManualOptimization(_Optimization):
             )
         return {"loss": output.detach().clone()}
 
-    def finish_window(self) -> None:
+    def finish_window(self) -> bool:
         """Do nothing: windows are the user's in manual optimization."""
+        return False
 
     def check_last_loss(self) -> None:
         """Do nothing: losses are the user's in manual optimization."""
@@ -354,7 +366,7 @@ def takes_batch_idx(step: Callable[..., Any]) -> bool:
 
 def check_loss_is_finite(loss: Tensor, progress: FitProgress, told: set[str]) -> None:
     """Warn, once in a fit, of a loss that is NaN or infinite; `told` keeps that it was done."""
-    value = loss.item()  # sync: called at an epoch's end, or when the loss is on the CPU
+    value = loss.sum().item()  # sync: called at an epoch's end, or when the loss is on the CPU
     if math.isfinite(value) or "not finite" in told:
         return
     told.add("not finite")

@@ -57,12 +57,21 @@ class ValidationPlan:
         interval: Batches between validations, `inf` for the end of the epoch.
         every_n_epochs: Validate only in every n-th epoch; `None` counts batches over all epochs.
         seconds: Validate when so much time has passed, instead of counting batches.
+        at_epoch_end: Validate after the last batch, also where it comes earlier than expected.
     """
 
-    def __init__(self, interval: int | float, *, every_n_epochs: int | None, seconds: float | None = None) -> None:
+    def __init__(
+        self,
+        interval: int | float,
+        *,
+        every_n_epochs: int | None,
+        seconds: float | None = None,
+        at_epoch_end: bool = False,
+    ) -> None:
         self.interval = interval
         self._every_n_epochs = every_n_epochs
         self._seconds = seconds
+        self._at_epoch_end = at_epoch_end
         self._last_time = time.monotonic()
 
     def epoch_is_due(self, epoch: int) -> bool:
@@ -73,7 +82,7 @@ class ValidationPlan:
         """Tell whether validation is due after this batch of an epoch that validates."""
         if self._seconds is not None:
             return time.monotonic() - self._last_time >= self._seconds
-        if math.isinf(self.interval):
+        if self._at_epoch_end or math.isinf(self.interval):
             return is_last
         if self._every_n_epochs is None:
             return total_batches % self.interval == 0
@@ -123,6 +132,8 @@ class SchedulerSteps:
             self._step(self._plateau_epoch, self._progress.epochs.current.completed + 1)
 
     def _step(self, configs: list[LRSchedulerConfig], count: int) -> None:
+        if not self._module.automatic_optimization:  # then the user steps them
+            return
         steps = self._progress.scheduler_steps
         for config in configs:
             if count % config.frequency != 0:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fulmen.core.events import LOG_RULES, LogRule
 from fulmen.metrics.objects import is_torchmetric
@@ -138,9 +138,9 @@ def _check_value(name: str, value: object) -> None:
                 f"`self.log({name!r}, ...)` got a complex tensor, but logs a real number. Log `value.abs()`, or the"
                 " real and imaginary part under two names."
             )
-    elif isinstance(value, Mapping):
+    elif isinstance(value, Mapping) or (isinstance(value, nn.Module) and hasattr(value, "items")):  # a MetricCollection
         raise ValueError(
-            f"`self.log({name!r}, {{...}})` got a {type(value).__name__}, but logs one number."
+            f"`self.log({name!r}, ...)` got a {type(value).__name__}, but logs one number."
             " Use `self.log_dict(...)` for several values."
         )
     elif not hasattr(value, "__float__") and not is_torchmetric(value):

@@ -236,7 +236,7 @@ def parse_val_check_interval(value: Any, every_n_epochs: int | None) -> tuple[in
             raise MisconfigurationException(f"`Trainer(val_check_interval={value!r})` must be more than no time.")
         return None, seconds
     if value is None:
-        return None, None
+        return 1.0, None
     if isinstance(value, float) and value > 1 and value.is_integer():
         value = int(value)
     if isinstance(value, Integral) and not isinstance(value, bool):

@@ -68,7 +68,7 @@ def add_module_callbacks(callbacks: list[Callback], of_module: list[Callback]) -
     if not of_module:
         return callbacks
     types = {type(callback) for callback in of_module}
-    replaced = [c for c in callbacks if any(issubclass(new, type(c)) for new in types)]
+    replaced = [c for c in callbacks if type(c) is not Callback and any(issubclass(new, type(c)) for new in types)]
     if replaced:
         rank_zero_info(
             "These callbacks of the Trainer are replaced by those of `configure_callbacks`: "

@@ -87,6 +87,12 @@ class EventTable:
         """Return who acts at an event, in calling order: a label and the hook."""
         return [(label, hook) for _, label, hook in self._found(event)]
 
+    def each(self, name: str) -> list[Hook]:
+        """Return the hooks of an event's receivers one by one, for when the error of one must not stop the others."""
+        event, profiler = next(event for event in EVENTS if event.name == name), self._trainer.profiler_or_none
+        hooks = self.receivers(event)
+        return [hook if profiler is None else _profiled(profiler, f"{label}.{name}", hook) for label, hook in hooks]
+
     def _signature(self) -> tuple[Any, ...]:
         trainer = self._trainer
         module = trainer.lightning_module

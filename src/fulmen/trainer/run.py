@@ -15,6 +15,7 @@ import logging
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,6 +54,7 @@ def run(
 ) -> Any:
     """Do what fit, validate, test or predict was called for; `trainer.state.fn` says which."""
     fn = trainer.state.fn
+    trainer.state.is_set_up = None
     try:
         set_up(trainer, module, ckpt_path=ckpt_path, weights_only=weights_only, model_provided=model_provided)
         results: Any = None
@@ -89,6 +91,8 @@ def set_up(
     trainer.attach(module)
     _configure_callbacks(trainer, module)
     check_run(trainer, module)
+    if fn == "fit":
+        trainer.fit_loop.resolve_max_epochs()
     strategy.setup_environment()
     rank = trainer.local_rank if trainer.world_size > 1 else None
     trainer.profiler.setup(stage=fn, local_rank=rank, log_dir=trainer.log_dir)
@@ -97,6 +101,7 @@ def set_up(
     for logger in trainer.loggers:
         _ = getattr(logger, "experiment", None)  # made now, so that run directories exist
     strategy.barrier("before_setup")
+    trainer.state.is_set_up = True
     events.setup(trainer.state.fn)  # the enum, which equals its text
     strategy.barrier("after_setup")
     events.refresh()
@@ -226,9 +231,12 @@ def finish(trainer: Trainer) -> None:
     _release(trainer)
     if trainer.state.fn == TrainerFn.FITTING:
         events.on_fit_end()
-    _announce_teardown(trainer)
-    for logger in trainer.loggers:
-        logger.finalize("success")
+    with ExitStack() as stack:  # all of it, in the opposite order, whichever fails
+        for logger in reversed(trainer.loggers):
+            stack.callback(logger.finalize, "success")
+        for step in reversed(_teardown_steps(trainer)):
+            stack.callback(step)
+        trainer.state.is_set_up = False
     trainer.profiler.describe()
     trainer.state.status = TrainerStatus.FINISHED
     trainer.state.stage = None
@@ -236,16 +244,17 @@ def finish(trainer: Trainer) -> None:
 
 def abort(trainer: Trainer, error: BaseException) -> None:
     """Take everything down after an error; an error while doing so is reported, and does not hide the first."""
-    trainer.scope.hook = None
     steps: list[Callable[[], Any]] = [
         trainer.fit_loop.break_off,
-        lambda: trainer.events.on_exception(error),
-        lambda: trainer.strategy.on_exception(error),
-        *(lambda logger=logger: logger.finalize("failed") for logger in trainer.loggers),
-        lambda: _release(trainer),
-        lambda: _announce_teardown(trainer),
-        trainer.profiler.describe,
+        *_in_hook(trainer, "on_exception", error),
+        partial(trainer.strategy.on_exception, error),
     ]
+    if trainer.state.is_set_up is not False:  # the error came before the end
+        steps += [partial(logger.finalize, "failed") for logger in trainer.loggers]
+        steps.append(partial(_release, trainer))
+        steps += _teardown_steps(trainer)
+        trainer.state.is_set_up = False
+    steps.append(trainer.profiler.describe)
     for step in steps:
         try:
             step()
@@ -253,6 +262,7 @@ def abort(trainer: Trainer, error: BaseException) -> None:
             rank_zero_warn(
                 f"While cleaning up after {type(error).__name__}, another error: {type(second).__name__}: {second}"
             )
+    trainer.scope.hook = None
     trainer.state.stage = None
 
 
@@ -263,6 +273,17 @@ def _release(trainer: Trainer) -> None:
         trainer.strategy.teardown()
 
 
-def _announce_teardown(trainer: Trainer) -> None:
-    trainer.events.teardown(trainer.state.fn)
-    trainer.profiler.teardown(stage=str(trainer.state.fn.value))  # type: ignore[union-attr]  # a method was called
+def _teardown_steps(trainer: Trainer) -> list[Callable[[], Any]]:
+    """Return the `teardown` hooks one by one, if there was a `setup`, and the profiler's."""
+    steps = _in_hook(trainer, "teardown", trainer.state.fn) if trainer.state.is_set_up else []
+    stage = str(trainer.state.fn.value)  # type: ignore[union-attr]  # a method was called
+    return [*steps, partial(trainer.profiler.teardown, stage=stage)]
+
+
+def _in_hook(trainer: Trainer, name: str, *args: Any) -> list[Callable[[], Any]]:
+    def call(hook: Callable[..., Any]) -> None:
+        trainer.scope.hook = name
+        hook(*args)
+        trainer.scope.hook = None
+
+    return [partial(call, hook) for hook in trainer.events.each(name)]

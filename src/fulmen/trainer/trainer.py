@@ -602,9 +602,9 @@ class Trainer(TrainerView):
 
         Infinite if neither the data nor `max_steps` says.
         """
-        if self.max_epochs == -1:
-            return float("inf") if self.max_steps == -1 else self.max_steps
         self.fit_loop.resolve_max_epochs()
+        if self.max_epochs == -1 or not self.sources.is_defined("train"):
+            return float("inf") if self.max_steps == -1 else self.max_steps
         self.fit_loop.load_data()
         return stepping_batches(
             self.num_training_batches, self.accumulate_grad_batches, self.max_epochs, self.max_steps

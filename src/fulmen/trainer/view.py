@@ -198,7 +198,11 @@ class TrainerView:
     @property
     def num_val_batches(self) -> list[int | float]:
         """Validation batches of each dataloader."""
-        return (self.validate_loop if self.state.fn == "validate" else self.fit_loop.val_loop).max_batches
+        return self._val_loop.max_batches
+
+    @property
+    def _val_loop(self) -> EvaluationLoop:
+        return self.validate_loop if self.state.fn == "validate" else self.fit_loop.val_loop
 
     @property
     def num_sanity_val_batches(self) -> list[int | float]:
@@ -240,8 +244,8 @@ class TrainerView:
     @property
     def val_dataloaders(self) -> Any:
         """The validation loader(s); None before loading."""
-        loops = (self.fit_loop.val_loop, self.validate_loop)
-        return next((loop.batches.loader.iterables for loop in loops if loop.batches is not None), None)
+        loop = self._val_loop
+        return None if loop.batches is None else loop.batches.loader.iterables
 
     @property
     def test_dataloaders(self) -> Any:

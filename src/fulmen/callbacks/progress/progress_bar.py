@@ -208,7 +208,7 @@ def get_standard_metrics(trainer: Trainer) -> dict[str, int | str]:
         `{"v_num": ...}`, a text cut to its last four characters; empty without a logger or version.
     """
     version = trainer.loggers[0].version if trainer.loggers else None
-    if version is None:
+    if version is None or version == "":  # a logger without versions, or the stand-in during `fast_dev_run`
         return {}
     return {"v_num": version[-_VERSION_TEXT_LENGTH:] if isinstance(version, str) else version}
 

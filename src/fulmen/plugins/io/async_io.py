@@ -58,31 +58,35 @@ class AsyncCheckpointIO(CheckpointIO):
         self._wait()
         self._checkpoint_io = checkpoint_io
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Copy a checkpoint and have it written in the background.
 
         Args:
-            checkpoint: What to write.
-            path: Where to.
-            storage_options: For the other `CheckpointIO`.
+            args: For the other `CheckpointIO`; the first, or the one called `checkpoint`, is what to write.
+            kwargs: For the other `CheckpointIO`; `storage_options=None` is left out, as old implementations do not
+                take it.
 
         Raises:
             Exception: Whatever an earlier write raised.
         """
         self._raise_errors_of_finished()
+        if kwargs.get("storage_options", _GIVEN) is None:
+            del kwargs["storage_options"]
         self._free_places.acquire()
         try:
-            snapshot = _snapshot(checkpoint, {})
-            self._submit(partial(self._write, snapshot, path, storage_options))
+            if args:
+                args = (_snapshot(args[0], {}), *args[1:])
+            else:
+                kwargs["checkpoint"] = _snapshot(kwargs["checkpoint"], {})
+            self._submit(partial(self._write, *args, **kwargs))
         except BaseException:
             self._free_places.release()
             raise
 
-    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a checkpoint, after all that was handed over before is written.
 
         Args:
-            path: Where from.
             args: For the other `CheckpointIO`.
             kwargs: For the other `CheckpointIO`.
 
@@ -90,15 +94,16 @@ class AsyncCheckpointIO(CheckpointIO):
             What was written.
         """
         self._wait()
-        return self._checkpoint_io.load_checkpoint(path, *args, **kwargs)
+        return self._checkpoint_io.load_checkpoint(*args, **kwargs)
 
-    def remove_checkpoint(self, path: Any) -> None:
+    def remove_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Delete a checkpoint, in turn after the writes before it, and only if those did not fail.
 
         Args:
-            path: Where it is.
+            args: For the other `CheckpointIO`.
+            kwargs: For the other `CheckpointIO`.
         """
-        self._submit(partial(self._remove, path))
+        self._submit(partial(self._remove, *args, **kwargs))
 
     def teardown(self) -> None:
         """Write everything, end the thread, and tear the other `CheckpointIO` down.
@@ -114,21 +119,18 @@ class AsyncCheckpointIO(CheckpointIO):
 
     # ---- in the writer thread
 
-    def _write(self, snapshot: dict[str, Any], path: Any, storage_options: Any | None) -> None:
+    def _write(self, *args: Any, **kwargs: Any) -> None:
         try:
-            if storage_options is None:  # old implementations do not take the argument
-                self._checkpoint_io.save_checkpoint(snapshot, path)
-            else:
-                self._checkpoint_io.save_checkpoint(snapshot, path, storage_options=storage_options)
+            self._checkpoint_io.save_checkpoint(*args, **kwargs)
         except BaseException:
             self._failed.set()
             raise
         finally:
             self._free_places.release()
 
-    def _remove(self, path: Any) -> None:
+    def _remove(self, *args: Any, **kwargs: Any) -> None:
         if not self._failed.is_set():
-            self._checkpoint_io.remove_checkpoint(path)
+            self._checkpoint_io.remove_checkpoint(*args, **kwargs)
 
     # ---- in the training thread
 

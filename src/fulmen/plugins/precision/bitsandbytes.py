@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+
+import torch
 
 from fulmen.plugins.precision.precision import Precision
 from fulmen.utilities.exceptions import MisconfigurationException
@@ -23,7 +24,10 @@ class BitsandbytesPrecision(Precision):
         MisconfigurationException: Always.
     """
 
-    def __init__(self, mode: str, dtype: Any | None = None, ignore_modules: Iterable[str] | None = None) -> None:
+    dtype: torch.dtype
+    ignore_modules: set[str]
+
+    def __init__(self, mode: str, dtype: torch.dtype | None = None, ignore_modules: Iterable[str] | None = None) -> None:
         raise MisconfigurationException(
             f"`BitsandbytesPrecision(mode={mode!r})` is not available: this version cannot quantize weights."
             " Choose `precision='bf16-true'` for small weights; '16-true', 'bf16-mixed', '16-mixed', '32-true' and"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fulmen.utilities.checkpoint_hooks import CheckpointHooks
 from fulmen.utilities.enums import GradClipAlgorithmType
 
 __all__ = ["Precision"]
@@ -30,7 +31,7 @@ _STEP_METHODS = (
 _NO_CONTEXT = nullcontext()
 
 
-class Precision:
+class Precision(CheckpointHooks):
     """32-bit precision: nothing is converted, and each method does what a plain loop does.
 
     Other formats subclass it and override what differs. Order within a training step::
@@ -248,12 +249,6 @@ class Precision:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict` returned in an earlier run."""
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Change a checkpoint before it is written; nothing by default."""
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Read a checkpoint, or change it, before it is used; nothing by default."""
 
     def teardown(self) -> None:
         """Give back at the end of a run what is no longer needed; nothing by default."""

@@ -16,7 +16,9 @@ RECORDED = PROGRAM.with_suffix(".json")
 
 
 def recorded_by(python: str, package: str) -> dict[str, list[str]]:
-    output = subprocess.run([python, str(PROGRAM), package], capture_output=True, text=True, check=True, timeout=110).stdout
+    output = subprocess.run(
+        [python, str(PROGRAM), package], capture_output=True, text=True, check=True, timeout=110
+    ).stdout
     result: dict[str, list[str]] = json.loads(output.splitlines()[-1])
     return result
 

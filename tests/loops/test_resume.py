@@ -69,7 +69,9 @@ class SaveAt(Callback):
             trainer.save_checkpoint(self.path)
 
 
-def run(tmp_path: Path, callbacks: list[Callback], model: Model, ckpt_path: Path | None = None, **settings: Any) -> Trainer:
+def run(
+    tmp_path: Path, callbacks: list[Callback], model: Model, ckpt_path: Path | None = None, **settings: Any
+) -> Trainer:
     torch.manual_seed(11)
     trainer = Trainer(**quiet(tmp_path, max_epochs=3, callbacks=callbacks, **settings))
     trainer.fit(model, ckpt_path=ckpt_path)

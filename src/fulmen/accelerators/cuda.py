@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +15,23 @@ from fulmen.accelerators.devices import parse_gpu_devices
 from fulmen.utilities.exceptions import MisconfigurationException
 from fulmen.utilities.rank_zero import rank_zero_info
 
-__all__ = ["CUDAAccelerator", "find_usable_cuda_devices", "is_cuda_available", "num_cuda_devices"]
+__all__ = [
+    "CUDAAccelerator",
+    "find_usable_cuda_devices",
+    "get_nvidia_gpu_stats",
+    "is_cuda_available",
+    "num_cuda_devices",
+]
+
+_NVIDIA_SMI_UNITS = {
+    "utilization.gpu": "%",
+    "memory.used": "MB",
+    "memory.free": "MB",
+    "utilization.memory": "%",
+    "fan.speed": "%",
+    "temperature.gpu": "\N{DEGREE SIGN}C",
+    "temperature.memory": "\N{DEGREE SIGN}C",
+}
 
 
 class CUDAAccelerator(Accelerator):
@@ -145,6 +163,65 @@ def find_usable_cuda_devices(num_devices: int = -1) -> list[int]:
             " processes hold the rest. Ask for fewer, or wait."
         )
     return usable
+
+
+def get_nvidia_gpu_stats(device: torch.device | str | int) -> dict[str, float]:
+    """Ask `nvidia-smi` how busy, full and hot a GPU is; the figures cover all processes that use it.
+
+    Args:
+        device: The GPU, numbered as in this process; without an index the current one.
+
+    Returns:
+        `utilization.gpu (%)`, `memory.used (MB)`, `memory.free (MB)`, `utilization.memory (%)`, `fan.speed (%)`, and
+        `temperature.gpu` and `temperature.memory` in degrees Celsius; 0 for what the GPU does not measure.
+
+    Raises:
+        FileNotFoundError: There is no program `nvidia-smi`.
+        RuntimeError: It fails.
+    """
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        raise FileNotFoundError(
+            f"`get_nvidia_gpu_stats({device!r})` reads the GPU's figures by the program `nvidia-smi`, which is not on"
+            " the search path. Install the tools of the NVIDIA driver; what torch itself knows of the memory gives"
+            " `torch.cuda.memory_stats()`."
+        )
+    result = subprocess.run(
+        [
+            program,
+            f"--query-gpu={','.join(_NVIDIA_SMI_UNITS)}",
+            "--format=csv,nounits,noheader",
+            f"--id={_driver_id(device)}",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if result.returncode != 0:
+        raise RuntimeError(
+            f"`nvidia-smi` cannot report on {device!r}: {(result.stderr or result.stdout).strip()!r}."
+            " Check that the device exists: `nvidia-smi --list-gpus`."
+        )
+    values = map(_number_or_zero, result.stdout.strip().split(","))
+    return {
+        f"{name} ({unit})": value for (name, unit), value in zip(_NVIDIA_SMI_UNITS.items(), values, strict=True)
+    }
+
+
+def _driver_id(device: torch.device | str | int) -> str:
+    """Name of a GPU outside of this process, where `CUDA_VISIBLE_DEVICES` may hide and reorder them."""
+    index = device if isinstance(device, int) else torch.device(device).index
+    if index is None:
+        index = torch.cuda.current_device()
+    visible = [name.strip() for name in os.getenv("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return visible[index] if index < len(visible) else str(index)
+
+
+def _number_or_zero(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:  # "[N/A]": there is no fan, no sensor
+        return 0.0
 
 
 def _can_allocate(index: int) -> bool:

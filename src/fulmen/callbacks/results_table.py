@@ -11,6 +11,7 @@ __all__ = ["print_results"]
 
 _LOADER_SUFFIX = "/dataloader_idx_"
 _BORDERS_OF_A_CELL = 3  # two spaces and a line
+_DIGITS = 6  # all that single precision has
 _NARROWEST_METRIC = 12
 _WIDEST_METRIC = 50
 
@@ -52,8 +53,13 @@ def _rows(results: list[dict[str, float]]) -> dict[str, list[str]]:
     for loader_idx, metrics in enumerate(results):
         for name, value in metrics.items():
             cells = rows.setdefault(name.removesuffix(f"{_LOADER_SUFFIX}{loader_idx}"), [""] * len(results))
-            cells[loader_idx] = str(value)
+            cells[loader_idx] = _readable(value)
     return dict(sorted(rows.items()))
+
+
+def _readable(value: Any) -> str:
+    """A number as people write it: 0.985, not 0.9850000143051147; what `validate` returns stays exact."""
+    return f"{value:.{_DIGITS}g}" if isinstance(value, float) else str(value)
 
 
 def _draw(headers: list[str], body: list[list[str]], widths: list[int]) -> str:

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from fulmen.utilities.exceptions import MisconfigurationException
+from fulmen.utilities.optimizer_step import clear_gradients
 from fulmen.utilities.rank_zero import rank_zero_warn
 from fulmen.utilities.types import LRSchedulerConfig
 
@@ -110,7 +111,11 @@ class LightningOptimizer:
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients."""
-        self.optimizer.zero_grad(set_to_none)
+        optimizer = self.optimizer
+        if set_to_none and type(optimizer).zero_grad is Optimizer.zero_grad:
+            clear_gradients(optimizer)
+        else:
+            optimizer.zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the wrapped optimizer's state."""

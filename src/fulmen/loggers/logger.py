@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import statistics
 from abc import ABC, abstractmethod
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from fulmen.utilities.rank_zero import rank_zero_only
 
-__all__ = ["DummyExperiment", "DummyLogger", "Logger", "merge_dicts", "rank_zero_experiment"]
+__all__ = ["DummyExperiment", "DummyLogger", "Logger", "mean", "merge_dicts", "rank_zero_experiment"]
 
 
 class Logger(ABC):
@@ -183,10 +182,15 @@ def rank_zero_experiment(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return experiment
 
 
+def mean(values: Sequence[float]) -> float:
+    """Return the arithmetic mean."""
+    return sum(values) / len(values)
+
+
 def merge_dicts(
     dicts: Sequence[Mapping[str, Any]],
     agg_key_funcs: Mapping[str, Any] | None = None,
-    default_func: Callable[[Sequence[float]], float] = statistics.mean,
+    default_func: Callable[[Sequence[float]], float] = mean,
 ) -> dict[str, Any]:
     """Merge dictionaries, aggregating the values of each key.
 

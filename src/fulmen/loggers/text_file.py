@@ -67,7 +67,7 @@ def replace_text(path: str, text: str) -> None:
         text: The whole new content.
     """
     if is_local(path):
-        with atomic_open(path, "w") as file:
+        with atomic_open(path, "w", durable=False) as file:
             file.write(text)
     else:
         make_folder(os.path.dirname(path))

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from fulmen.core.module import LightningModule
-from fulmen.core.optimizer import LightningOptimizer
+from fulmen.core.optimizer import LightningOptimizer, do_nothing_closure
 from fulmen.plugins.precision.precision import Precision
 from fulmen.strategies.strategy import Strategy
 from fulmen.utilities.exceptions import MisconfigurationException
@@ -310,6 +310,11 @@ class AutomaticOptimization(_Optimization):
 class ManualOptimization(_Optimization):
     """Only calls `training_step`; the user steps. Counts what their optimizers do."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.steps_directly = self.precision.is_plain and not is_overridden("optimizer_step", self.strategy, Strategy)
+        self._quick_steps: dict[int, Callable[[], Any]] = {}
+
     def step(self, batch: Any, batch_idx: int, *, due: bool, divisor: int) -> Any:
         """Work on one batch; return what `training_step` returned, its loss detached."""
         scope = self.scope
@@ -329,6 +334,12 @@ class ManualOptimization(_Optimization):
             )
         return {"loss": output.detach().clone()}
 
+    def _quick_step(self, optimizer: Optimizer) -> Any:
+        step = self._quick_steps.get(id(optimizer))
+        if step is None:
+            step = self._quick_steps[id(optimizer)] = quick_step(optimizer)
+        return step()
+
     def finish_window(self) -> bool:
         """Do nothing: windows are the user's in manual optimization."""
         return False
@@ -339,6 +350,14 @@ class ManualOptimization(_Optimization):
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], **kwargs: Any) -> Any:
         """Step one of the user's optimizers, counted and with its hook."""
         steps, hook = self.progress.manual_steps, self.scope.hook
+        if closure is do_nothing_closure and self.steps_directly and not kwargs:
+            steps.total.ready += 1
+            steps.current.ready += 1
+            self.events.on_before_optimizer_step(optimizer)
+            result = self._quick_step(optimizer)
+            steps.total.completed += 1
+            steps.current.completed += 1
+            return result
 
         def prepared() -> Any:
             result = closure()
@@ -410,7 +429,7 @@ def _hint_for_number(value: Any) -> str:
 def _outputs(output: Any, loss: Tensor | None) -> dict[str, Any]:
     if loss is None:
         return {}
-    if isinstance(output, Mapping):
+    if output.__class__ is not Tensor and isinstance(output, Mapping):
         return {**output, "loss": loss.detach().clone()}
     return {"loss": loss.detach().clone()}
 

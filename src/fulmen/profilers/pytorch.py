@@ -24,12 +24,13 @@ from torch.autograd.profiler import record_function
 from torch.profiler import ProfilerAction
 
 from fulmen.profilers.profiler import Profiler
+from fulmen.profilers.schedule import ScheduleWrapper as ScheduleWrapper
+from fulmen.profilers.schedule import kind_of
 from fulmen.utilities.exceptions import MisconfigurationException
 from fulmen.utilities.rank_zero import rank_zero_warn
 
-__all__ = ["PyTorchProfiler", "RegisterRecordFunction"]
+__all__ = ["PyTorchProfiler", "RegisterRecordFunction", "ScheduleWrapper"]
 
-_KINDS = {"run_training_batch": "training_step"}  # a training step's recording begins with the whole batch
 _ON = (ProfilerAction.RECORD, ProfilerAction.RECORD_AND_SAVE)
 _OWN_KWARGS = {"export_to_flame_graph", "metric"}
 _Schedule: TypeAlias = Callable[[int], ProfilerAction]
@@ -86,7 +87,7 @@ class RegisterRecordFunction:
 class _Run:
     """What is forgotten when a run ends."""
 
-    schedule: _Schedule | None
+    schedule: ScheduleWrapper | None
     module: nn.Module | None = None
     kind: str | None = None
     """Kind of step that is recorded now."""
@@ -178,7 +179,6 @@ class PyTorchProfiler(Profiler):
         self.profiler: torch.profiler.profile | None = None
         self.function_events: Any = None  # `EventList` of the last window
         self._run = _Run(self._schedule)
-        self._num_steps: dict[str, int] = {}  # done, by kind
         self._windows: dict[str, Any] = {}  # `EventList` of the last one of each kind
         self._recordings: dict[str, record_function] = {}
 
@@ -192,7 +192,8 @@ class PyTorchProfiler(Profiler):
         """
         super().setup(stage, local_rank, log_dir)
         self.teardown(stage)
-        self._num_steps.clear()
+        if self._schedule is not None:
+            self._schedule.reset()
         self._windows.clear()
 
     def connect(self, module: nn.Module, *, num_steps: float) -> None:
@@ -212,8 +213,7 @@ class PyTorchProfiler(Profiler):
         Args:
             action_name: Name of the action; what follows its last dot tells whether it is a step.
         """
-        function = action_name.rpartition(".")[2]
-        kind = _KINDS.get(function, function)
+        kind = kind_of(action_name)
         if kind in self.STEP_FUNCTIONS:
             self._run.step_action = action_name
             if kind != self._run.kind:
@@ -234,7 +234,8 @@ class PyTorchProfiler(Profiler):
         function = action_name.rpartition(".")[2]
         if function not in self.STEP_FUNCTIONS or self.profiler is None:
             return
-        self._num_steps[function] = self._num_steps.get(function, 0) + 1
+        if self._run.schedule is not None:
+            self._run.schedule.pre_step(action_name)
         if self.profiler.current_action == ProfilerAction.RECORD_AND_SAVE:
             self._end_recordings()
         self.profiler.step()
@@ -250,10 +251,11 @@ class PyTorchProfiler(Profiler):
             averages = events.key_averages(self._group_by_input_shapes)
             sections.append(f"Profile stats for: {kind}\n{averages.table(sort_by=sort_by, **self._table_kwargs)}")
         if not self._windows:
+            num_steps = {} if self._schedule is None else self._schedule.num_steps
             sections.append(
-                f"Nothing was recorded: steps that ran are {self._num_steps}, and the schedule did not come to record"
+                f"Nothing was recorded: steps that ran are {num_steps}, and the schedule did not come to record"
                 " one. Pass a `schedule` that records earlier, or `schedule=None` for all steps.\n"
-                if self._num_steps
+                if num_steps
                 else f"Nothing was recorded: no step ran, that is, no action named {sorted(self.STEP_FUNCTIONS)}.\n"
             )
         return "\n".join(sections)
@@ -278,14 +280,17 @@ class PyTorchProfiler(Profiler):
         if not self._run.has_begun:
             self._run.has_begun = True
             self._enter_contexts()
-        records_everything = self._run.schedule is None
+        schedule = self._run.schedule
+        records_everything = schedule is None
         if self._emit_nvtx or (records_everything and self.profiler is not None):
             self._run.kind = kind
             return
         self._close_window()
         self._run.kind = kind
+        if schedule is not None:
+            schedule.setup(kind)
         self.profiler = torch.profiler.profile(
-            schedule=self._run.schedule and partial(_shifted, self._run.schedule, self._num_steps.get(kind, 0)),
+            schedule=schedule,
             on_trace_ready=partial(self._keep_window, "all steps" if records_everything else kind),
             **self._kwargs,
         )
@@ -350,11 +355,6 @@ def _default_schedule() -> _Schedule:
     return torch.profiler.schedule(wait=_WAIT, warmup=_WARMUP, active=_ACTIVE, repeat=1)
 
 
-def _shifted(schedule: _Schedule, num_steps_before: int, step: int) -> ProfilerAction:
-    """A schedule that goes on where an earlier profile of the same kind of step ended."""
-    return schedule(num_steps_before + step)
-
-
 @contextmanager
 def _cuda_profiler() -> Iterator[None]:
     """Tell `nsys`, started with `--capture-range=cudaProfilerApi`, what to record."""
@@ -373,7 +373,7 @@ def _check_sort_key(key: str | None, available: set[str]) -> None:
         )
 
 
-def _checked_schedule(schedule: Any) -> _Schedule | None:
+def _checked_schedule(schedule: Any) -> ScheduleWrapper | None:
     if schedule is None:
         return None
     if not callable(schedule):
@@ -387,8 +387,7 @@ def _checked_schedule(schedule: Any) -> _Schedule | None:
             f"The `schedule` of `PyTorchProfiler` returned {action!r} for step 0, which is no"
             " `torch.profiler.ProfilerAction`. Pass e.g. `torch.profiler.schedule(wait=1, warmup=1, active=3)`."
         )
-    checked: _Schedule = schedule
-    return checked
+    return ScheduleWrapper(schedule)
 
 
 def _check_kwargs(kwargs: Mapping[str, Any], emit_nvtx: bool) -> None:

@@ -10,9 +10,11 @@ import torch
 from torch.utils.data import IterableDataset
 
 from fulmen.utilities.rank_zero import rank_zero_warn
-from fulmen.utilities.tree import extract_batch_size
+from fulmen.utilities.tree import BType as BType
+from fulmen.utilities.tree import extract_batch_size as extract_batch_size
 
 __all__ = [
+    "BType",
     "extract_batch_size",
     "has_iterable_dataset",
     "has_len",

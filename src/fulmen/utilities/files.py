@@ -202,12 +202,13 @@ class _Output:
 
 
 @contextmanager
-def atomic_open(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
+def atomic_open(path: str | os.PathLike[str], mode: str = "wb", *, durable: bool = True) -> Iterator[IO[Any]]:
     r"""Context for writing a local file that replaces the one at `path` when the block ends without an error.
 
     Args:
         path: The file to create or replace.
         mode: "wb", or "w" for UTF-8 text without translation of line ends.
+        durable: Wait until the disk has it, about 10 ms; without, a crash of the machine may leave the old content.
 
     Yields:
         The open file.
@@ -232,10 +233,12 @@ def atomic_open(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[A
             yield file
             with _explained(target, _NOT_WRITTEN):
                 file.flush()
-                _sync(file.fileno())
+                if durable:
+                    _sync(file.fileno())
         with _explained(target, _NOT_WRITTEN):
             os.replace(temporary, target)
-            _sync_folder(folder)
+            if durable:
+                _sync_folder(folder)
     except BaseException:
         with suppress(FileNotFoundError):
             os.unlink(temporary)

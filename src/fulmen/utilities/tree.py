@@ -8,7 +8,7 @@ import sys
 from abc import ABC
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar, Union
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from fulmen.utilities.exceptions import MisconfigurationException
 from fulmen.utilities.rank_zero import WarningCache
 
 __all__ = [
+    "BType",
     "apply_to_collection",
     "apply_to_collections",
     "convert_tensors_to_scalars",
@@ -26,6 +27,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+BType: TypeAlias = Union[Tensor, str, Mapping[Any, "BType"], Iterable["BType"]]  # `|` cannot join a name yet to be made
+"""A batch: tensors and text, nested in collections."""
 
 _LEAF_SEQUENCES = (str, bytes, bytearray, memoryview, range)
 _warnings = WarningCache()

@@ -70,8 +70,8 @@ class AsyncCheckpointIO(CheckpointIO):
             Exception: Whatever an earlier write raised.
         """
         self._raise_errors_of_finished()
-        if kwargs.get("storage_options", _GIVEN) is None:
-            del kwargs["storage_options"]
+        if kwargs.get("storage_options") is None:
+            kwargs.pop("storage_options", None)
         self._free_places.acquire()
         try:
             if args:

@@ -27,7 +27,9 @@ class BitsandbytesPrecision(Precision):
     dtype: torch.dtype
     ignore_modules: set[str]
 
-    def __init__(self, mode: str, dtype: torch.dtype | None = None, ignore_modules: Iterable[str] | None = None) -> None:
+    def __init__(
+        self, mode: str, dtype: torch.dtype | None = None, ignore_modules: Iterable[str] | None = None
+    ) -> None:
         raise MisconfigurationException(
             f"`BitsandbytesPrecision(mode={mode!r})` is not available: this version cannot quantize weights."
             " Choose `precision='bf16-true'` for small weights; '16-true', 'bf16-mixed', '16-mixed', '32-true' and"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from fulmen.accelerators import (
     MPSAccelerator,
     find_usable_cuda_devices,
 )
+from fulmen.accelerators.cuda import get_nvidia_gpu_stats
+from fulmen.accelerators.mps import get_device_stats
 from fulmen.utilities.exceptions import MisconfigurationException
 from fulmen.utilities.lazy import is_installed
 
@@ -153,6 +156,59 @@ def test_find_usable_cuda_devices_needs_a_gpu(monkeypatch):
 
     with pytest.raises(ValueError, match="0 that are visible"):
         find_usable_cuda_devices()
+
+
+def install_nvidia_smi(folder: Path, script: str, monkeypatch) -> None:
+    program = folder / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+def test_nvidia_gpu_stats_are_asked_of_the_visible_gpu(tmp_path, monkeypatch):
+    install_nvidia_smi(tmp_path, f'echo "$@" > {tmp_path}/asked; echo "10, 200, 300, 5, [N/A], 40, N/A"', monkeypatch)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
+
+    stats = get_nvidia_gpu_stats(torch.device("cuda", 1))
+
+    assert stats == {
+        "utilization.gpu (%)": 10.0,
+        "memory.used (MB)": 200.0,
+        "memory.free (MB)": 300.0,
+        "utilization.memory (%)": 5.0,
+        "fan.speed (%)": 0.0,
+        "temperature.gpu (\N{DEGREE SIGN}C)": 40.0,
+        "temperature.memory (\N{DEGREE SIGN}C)": 0.0,
+    }
+    assert "--id=5" in (tmp_path / "asked").read_text().split()
+
+
+def test_nvidia_gpu_stats_say_what_is_wrong(tmp_path, monkeypatch):
+    install_nvidia_smi(tmp_path, "echo 'No devices were found'; exit 6", monkeypatch)
+    with pytest.raises(RuntimeError, match="No devices were found"):
+        get_nvidia_gpu_stats(0)
+
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(FileNotFoundError, match="not on the search path"):
+        get_nvidia_gpu_stats("cuda:0")
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_nvidia_gpu_stats_are_those_of_the_machine():
+    stats = get_nvidia_gpu_stats(torch.device("cuda"))
+
+    assert stats["memory.used (MB)"] + stats["memory.free (MB)"] > 1000
+    assert 0 < stats["temperature.gpu (\N{DEGREE SIGN}C)"] < 120
+
+
+def test_mps_reports_load_or_says_what_is_missing():
+    if not is_installed("psutil"):
+        with pytest.raises(ModuleNotFoundError, match="psutil"):
+            get_device_stats()
+        return
+
+    assert get_device_stats().keys() == {"M1_vm_percent", "M1_percent", "M1_swap_percent"}
 
 
 @pytest.mark.gpu

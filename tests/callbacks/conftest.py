@@ -24,7 +24,7 @@ class ScriptedModel(LightningModule):
         self.validations = 0
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        loss = self.layer(batch[0]).square().mean()
+        loss: torch.Tensor = self.layer(batch[0]).square().mean()
         self.log("batch", float(batch_idx))
         self.log("epoch_loss", loss, on_step=False, on_epoch=True)
         return loss

@@ -10,7 +10,8 @@ from fulmen.callbacks.checkpoint_records import Records
 
 
 def save_all(scores, keep, mode):
-    records, deleted = Records.empty(mode), []
+    records = Records.empty(mode)
+    deleted: list[str] = []
     for number, score in enumerate(scores):
         records, dropped = records.with_scored(f"f{number}", torch.tensor(score), keep=keep, mode=mode)
         deleted += dropped

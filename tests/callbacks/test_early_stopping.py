@@ -175,7 +175,7 @@ def weights_by_epoch(seen):
 
 
 def test_best_weights_are_restored_and_the_last_checkpoint_keeps_the_latest(quiet_trainer, model_class, tmp_path):
-    seen = []
+    seen: list[torch.Tensor] = []
     stopping = EarlyStopping("val_loss", patience=2, restore_best_weights=True)
     checkpoint = ModelCheckpoint(tmp_path, save_last=True)
     model = model_class([3.0, 1.0, 2.0, 2.0])
@@ -188,7 +188,7 @@ def test_best_weights_are_restored_and_the_last_checkpoint_keeps_the_latest(quie
 
 
 def test_weights_that_reach_the_goal_are_kept(quiet_trainer, model_class):
-    seen = []
+    seen: list[torch.Tensor] = []
     stopping = EarlyStopping("val_loss", stopping_threshold=1.5, restore_best_weights=True)
     model = model_class([3.0, 1.0])
     quiet_trainer(weights_by_epoch(seen), stopping, enable_checkpointing=False).fit(model)
@@ -197,7 +197,7 @@ def test_weights_that_reach_the_goal_are_kept(quiet_trainer, model_class):
 
 
 def test_best_weights_survive_a_resume(quiet_trainer, model_class, tmp_path):
-    seen = []
+    seen: list[torch.Tensor] = []
     checkpoint = ModelCheckpoint(tmp_path)
     first = EarlyStopping("val_loss", restore_best_weights=True)
     quiet_trainer(weights_by_epoch(seen), first, checkpoint, max_epochs=2).fit(model_class([1.0, 2.0]))

@@ -32,4 +32,4 @@ def test_every_event_can_be_given():
 
 def test_unknown_hook_is_refused():
     with pytest.raises(TypeError, match="on_nothing"):
-        LambdaCallback(on_nothing=print)
+        LambdaCallback(on_nothing=print)  # type: ignore[call-arg]  # the mistake

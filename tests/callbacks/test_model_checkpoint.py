@@ -4,6 +4,7 @@ import math
 import os
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -229,7 +230,7 @@ def test_steps_are_optimizer_steps(quiet_trainer, model_class, tmp_path):
 
 
 def test_steps_that_are_jumped_over_are_made_up_for(quiet_trainer, model_class, tmp_path):
-    class TwoOptimizers(model_class):
+    class TwoOptimizers(model_class):  # type: ignore[misc, valid-type]  # a fixture
         def __init__(self):
             super().__init__()
             self.automatic_optimization = False
@@ -320,7 +321,7 @@ def test_save_due_between_validations_waits_for_the_next_one(quiet_trainer, mode
 
 
 def test_scores_are_those_of_the_weights_in_the_file(quiet_trainer, model_class, tmp_path):
-    class Scored(model_class):
+    class Scored(model_class):  # type: ignore[misc, valid-type]  # a fixture
         def validation_step(self, batch, batch_idx):
             self.log("weight", self.layer.weight.sum())
 
@@ -369,12 +370,12 @@ def test_postponed_save_that_never_gets_a_score_is_written_at_the_end(quiet_trai
 
 
 def test_postponed_save_survives_a_resume(quiet_trainer, model_class, tmp_path):
-    class Breaks(model_class):
+    class Breaks(model_class):  # type: ignore[misc, valid-type]  # a fixture
         def on_train_batch_start(self, batch, batch_idx):
             if batch_idx == 3:
                 raise ZeroDivisionError
 
-    arguments = {"every_n_train_steps": 3, "monitor": "val_loss", "save_last": True}
+    arguments: dict[str, Any] = {"every_n_train_steps": 3, "monitor": "val_loss", "save_last": True}
     with pytest.raises(ZeroDivisionError):
         quiet_trainer(ModelCheckpoint(tmp_path, **arguments), max_epochs=1).fit(Breaks())
     checkpoint = ModelCheckpoint(tmp_path, **arguments)
@@ -586,7 +587,7 @@ def test_loggers_are_told_after_the_file_is_written(quiet_trainer, model_class, 
 
 
 def test_save_on_exception_writes_an_unranked_file(quiet_trainer, model_class, tmp_path):
-    class Breaks(model_class):
+    class Breaks(model_class):  # type: ignore[misc, valid-type]  # a fixture
         def training_step(self, batch, batch_idx):
             if self.trainer.global_step == 6:
                 raise ZeroDivisionError
@@ -601,7 +602,7 @@ def test_save_on_exception_writes_an_unranked_file(quiet_trainer, model_class, t
 
 
 def test_nothing_is_saved_on_exception_by_default(quiet_trainer, model_class, tmp_path):
-    class Breaks(model_class):
+    class Breaks(model_class):  # type: ignore[misc, valid-type]  # a fixture
         def training_step(self, batch, batch_idx):
             raise ZeroDivisionError
 

@@ -105,7 +105,7 @@ def test_results_stand_in_a_column_for_each_loader(monkeypatch):
 
     assert [cell.strip() for cell in lines[1].split("┃")] == ["", "Test metric", "DataLoader 0", "DataLoader 1", ""]
     assert [cell.strip() for cell in lines[3].split("│")] == ["", "a", "0.5", "0.25", ""]
-    assert [cell.strip() for cell in lines[4].split("│")] == ["", "b", "1.0", "2.0", ""]
+    assert [cell.strip() for cell in lines[4].split("│")] == ["", "b", "1", "2", ""]
 
 
 @pytest.mark.parametrize("columns", [40, 60, 100])
@@ -115,6 +115,14 @@ def test_results_fit_the_terminal(monkeypatch, columns):
 
     assert max(map(len, lines)) <= columns
     assert all(f"DataLoader {idx}" in "".join(lines) for idx in range(7))
+
+
+def test_results_are_shown_with_the_digits_of_single_precision(monkeypatch):
+    results = [{"accuracy": 0.9850000143051147, "loss": 1.23456789e-8, "samples": 12}]
+    lines = table(results, monkeypatch)
+
+    assert [line.split("│")[2].strip() for line in lines[3:6]] == ["0.985", "1.23457e-08", "12"]
+    assert results[0]["accuracy"] == 0.9850000143051147
 
 
 def test_no_metrics_print_nothing(monkeypatch):

@@ -8,7 +8,7 @@ from fulmen.callbacks.on_exception_checkpoint import OnExceptionCheckpoint
 
 @pytest.fixture
 def failing_class(model_class):
-    class Fails(model_class):
+    class Fails(model_class):  # type: ignore[misc, valid-type]  # a fixture
         def training_step(self, batch, batch_idx):
             if self.trainer.global_step == 6:
                 raise ZeroDivisionError

@@ -6,6 +6,7 @@ import pytest
 
 from fulmen.callbacks import timer as timer_module
 from fulmen.callbacks.timer import Timer
+from fulmen.trainer.states import RunningStage
 from fulmen.utilities.exceptions import MisconfigurationException
 
 
@@ -45,7 +46,7 @@ def test_malformed_duration_is_refused():
     with pytest.raises(MisconfigurationException, match="DD:HH:MM:SS"):
         Timer("1:2")
     with pytest.raises(MisconfigurationException, match="timedelta"):
-        Timer(5)
+        Timer(5)  # type: ignore[arg-type]  # the mistake
 
 
 def test_unknown_interval_is_refused():
@@ -75,7 +76,9 @@ def test_training_stops_when_time_is_up(quiet_trainer, model_class, clock):
     trainer.fit(model_class())
 
     assert 0 < trainer.global_step < 5
-    assert timer.time_remaining() <= 0
+    left_s = timer.time_remaining()
+    assert left_s is not None
+    assert left_s <= 0
 
 
 def test_epoch_interval_ends_with_an_epoch(quiet_trainer, model_class, clock):
@@ -94,7 +97,19 @@ def test_stages_are_measured_apart(quiet_trainer, model_class, clock):
 
     assert timer.time_elapsed("train") > timer.time_elapsed("validate") > 0
     assert timer.time_elapsed("test") == 0
-    assert timer.end_time() - timer.start_time() == timer.time_elapsed()
+    start, end = timer.start_time(), timer.end_time()
+    assert start is not None
+    assert end is not None
+    assert end - start == timer.time_elapsed()
+
+
+def test_a_stage_is_named_by_text_or_by_the_state_of_the_trainer(quiet_trainer, model_class, clock):
+    timer = Timer()
+    quiet_trainer(timer, enable_checkpointing=False, max_epochs=1).fit(model_class())
+
+    assert timer.start_time() == timer.start_time("train") == timer.start_time(RunningStage.TRAINING)
+    assert timer.end_time(RunningStage.VALIDATING) == timer.end_time("validate")
+    assert {type(stage) for stage in timer.state_dict()["time_elapsed"]} == {str}
 
 
 def test_time_before_a_resume_counts(quiet_trainer, model_class):

@@ -24,7 +24,7 @@ SCHEDULERS = {
 def recording_class(model_class):
     """Model whose optimizer notes the learning rate that each step really uses."""
 
-    class Recording(model_class):
+    class Recording(model_class):  # type: ignore[misc, valid-type]  # a fixture
         def __init__(self, scheduler="none", lr=0.1):
             super().__init__()
             self.scheduler_name, self.lr, self.used = scheduler, lr, []
@@ -114,7 +114,7 @@ def test_resumed_warmup_is_the_same_to_the_bit(quiet_trainer, recording_class, t
 def test_learning_rate_is_put_back_when_a_step_fails(quiet_trainer, model_class):
     optimizers = []
 
-    class Fails(model_class):
+    class Fails(model_class):  # type: ignore[misc, valid-type]  # a fixture
         def configure_optimizers(self):
             class Broken(torch.optim.SGD):
                 def step(self, closure=None):
@@ -143,7 +143,7 @@ def test_arguments_out_of_range_are_refused(arguments):
     with pytest.raises(ValueError, match="WarmupLR"):
         WarmupLR(**arguments)
     with pytest.raises(ValueError, match="shape"):
-        WarmupLR(3, shape="cosine")
+        WarmupLR(3, shape="cosine")  # type: ignore[arg-type]  # the mistake
 
 
 def test_no_warmup_changes_nothing(quiet_trainer, recording_class):

@@ -52,6 +52,14 @@ def test_new_datamodule_has_the_documented_defaults():
     assert datamodule.state_dict() == {}
 
 
+def test_arguments_of_a_subclass_may_be_passed_on():
+    class Passing(LightningDataModule):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+
+    assert Passing(3, batch_size=2).trainer is None
+
+
 def test_loader_that_is_not_implemented_is_an_error():
     with pytest.raises(MisconfigurationException, match="train_dataloader"):
         LightningDataModule().train_dataloader()

@@ -35,6 +35,7 @@ def test_rows_have_sorted_columns_with_step_among_them(tmp_path):
     logger.save()
 
     assert metrics_file(logger).read_text() == "a,b,step,z\n2,,3,1.5\n,0.25,4,\n"
+    assert logger.experiment.metrics_keys == ["a", "b", "step", "z"]
 
 
 def test_tensors_and_numpy_scalars_are_numbers(tmp_path):

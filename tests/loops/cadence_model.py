@@ -63,7 +63,7 @@ class Cadence:
     current_epoch: int = 0
 
 
-def expected(settings: Settings) -> Cadence:
+def expected(settings: Settings) -> Cadence:  # noqa: C901 - the contract on one page
     """The contract in a few lines: two loops and what is due in them."""
     s, result = settings, Cadence([])
     at_end = s.val_check_interval in (None, 1.0) and not isinstance(s.val_check_interval, int)

@@ -82,11 +82,11 @@ def test_the_bound_on_epochs_is_settled_before_the_setup_hooks(
 
 def test_without_any_bound_training_ends_after_a_thousand_epochs(tmp_path: Path) -> None:
     trainer = Trainer(**quiet(tmp_path, max_epochs=None))
-    assert trainer.max_epochs is None
+    assert trainer.fit_loop.max_epochs is None
     with pytest.warns(UserWarning, match="1000 epochs"):
         trainer.fit(Recorder(Settings(stop_at=(0, 0))), SizedBatches(2), SizedBatches(1))
 
-    assert (trainer.max_epochs, trainer.global_step) == (1000, 1)
+    assert [trainer.max_epochs, trainer.global_step] == [1000, 1]
 
 
 def test_a_stop_inside_an_accumulation_window_waits_for_its_end(tmp_path: Path) -> None:

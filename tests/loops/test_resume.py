@@ -34,7 +34,7 @@ class Model(LightningModule):
         self.seen: list[float] = []
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        loss = self.net(batch).pow(2).mean()
+        loss: Tensor = self.net(batch).pow(2).mean()
         self.seen.append(loss.item())
         self.log("train", loss, on_step=True, on_epoch=True)
         return loss

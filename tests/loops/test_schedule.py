@@ -218,7 +218,7 @@ def test_the_interval_in_batches(
 def test_an_interval_that_never_comes_is_refused() -> None:
     with pytest.raises(ValueError, match="val_check_interval=11"):
         validation_interval(11, 10, every_n_epochs=1, has_validation=True)
-    with pytest.raises(MisconfigurationException, match="val_check_interval=0.5"):
+    with pytest.raises(MisconfigurationException, match=r"val_check_interval=0\.5"):
         validation_interval(0.5, math.inf, every_n_epochs=1, has_validation=True)
 
 

@@ -151,4 +151,4 @@ SETTINGS = [
     {"overfit_batches": 2, "max_epochs": 2},
 ]
 results = {json.dumps(settings): record(**settings) for settings in SETTINGS}
-print(json.dumps(results, indent=0))
+print(json.dumps(results, indent=0))  # noqa: T201 - its result

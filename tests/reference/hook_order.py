@@ -1,4 +1,4 @@
-"""Run fit, validate, test and predict with every hook recorded; print the order as JSON. `python hook_order.py PACKAGE`."""
+"""Fit, validate, test and predict with every hook recorded; print the order as JSON. `python hook_order.py PACKAGE`."""
 
 import importlib
 import json
@@ -6,13 +6,14 @@ import logging
 import sys
 import tempfile
 import warnings
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
 package = sys.argv[1]
-pl = importlib.import_module(package)
-Callback = importlib.import_module(f"{package}.callbacks").Callback
+pl: Any = importlib.import_module(package)
+Callback: Any = importlib.import_module(f"{package}.callbacks").Callback
 warnings.simplefilter("ignore")
 logging.disable(logging.CRITICAL)
 
@@ -111,7 +112,7 @@ for name in ("optimizer_step",):
 class Data(pl.LightningDataModule):
     def _loader(self, word):
         calls.append(f"D.{word}_dataloader")
-        return DataLoader(torch.ones(12, 4), batch_size=4)
+        return DataLoader(torch.ones(12, 4), batch_size=4)  # type: ignore[arg-type]  # a tensor is a dataset
 
     def train_dataloader(self):
         return self._loader("train")
@@ -173,4 +174,4 @@ results = {
     "test": record(Model(), lambda t, m: t.test(m, datamodule=Data(), verbose=False), **off),
     "predict": record(Model(), lambda t, m: t.predict(m, datamodule=Data()), **off),
 }
-print(json.dumps(results))
+print(json.dumps(results))  # noqa: T201 - what it is for

@@ -1,4 +1,4 @@
-"""What the arguments of the Trainer do; wrong ones are in `test_wrong_inputs.py`, those for the loop in `tests/loops`."""
+"""What the arguments of the Trainer do; wrong ones: `test_wrong_inputs.py`, those that bound a fit: `tests/loops`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fulmen import Callback, LightningModule, Trainer
 from fulmen.callbacks import ModelCheckpoint, ModelSummary, RichModelSummary, RichProgressBar, Timer, TQDMProgressBar
 from fulmen.loggers import CSVLogger, TensorBoardLogger
 from fulmen.loggers.logger import DummyLogger
-from fulmen.plugins.layer_sync import TorchSyncBatchNorm
+from fulmen.plugins.layer_sync import LayerSync
 from fulmen.plugins.precision.double import DoublePrecision
 from fulmen.profilers import AdvancedProfiler, PassThroughProfiler, PyTorchProfiler, SimpleProfiler
 from fulmen.utilities.exceptions import MisconfigurationException
@@ -27,6 +27,7 @@ from tests.support import quiet
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The '.*' does not have many workers"),  # the advice depends on the machine
     pytest.mark.filterwarnings("ignore:.*has shuffling enabled"),  # on purpose
+    pytest.mark.filterwarnings("ignore:.*but there is no validation dataloader"),  # on purpose
 ]
 
 
@@ -96,7 +97,7 @@ def test_a_subclass_is_looked_up_by_its_own_name(tmp_path: Path, monkeypatch: py
 
 def test_arguments_are_keyword_only() -> None:
     with pytest.raises(TypeError):
-        Trainer("cpu")  # type: ignore[misc]
+        Trainer("cpu")  # type: ignore[call-arg]
 
 
 # ---- callbacks
@@ -438,7 +439,7 @@ def test_profilers_by_name(tmp_path: Path, name: Any, kind: type) -> None:
         (None, "32-true"),
         (32, "32-true"),
         ("64", "64-true"),
-        ("bf16", "bf16-mixed"),
+        ("bf16-mixed", "bf16-mixed"),
         ("16-true", "16-true"),
         ("bf16-true", "bf16-true"),
     ],
@@ -462,8 +463,18 @@ def test_sync_batchnorm_on_one_device_changes_nothing(tmp_path: Path) -> None:
     trainer.fit(model, data())
 
     assert type(model.norm) is nn.BatchNorm1d
-    with pytest.raises(MisconfigurationException, match="sync_batchnorm|LayerSync"):
-        Trainer(**quiet(tmp_path, sync_batchnorm=True, plugins=type("Other", (TorchSyncBatchNorm,), {})()))
+
+
+def test_sync_batchnorm_excludes_another_way_to_do_it(tmp_path: Path) -> None:
+    class Other(LayerSync):
+        def apply(self, model: nn.Module) -> nn.Module:
+            return model
+
+        revert = apply
+
+    assert Trainer(**quiet(tmp_path, plugins=Other())).strategy is not None
+    with pytest.raises(MisconfigurationException, match="sync_batchnorm"):
+        Trainer(**quiet(tmp_path, sync_batchnorm=True, plugins=Other()))
 
 
 def test_the_model_registry_is_kept_without_its_version(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_predictions_come_back_on_the_cpu(tmp_path: Path) -> None:
             assert batch[0].is_cuda
             return self.net(batch[0])  # type: ignore[no-any-return]
 
-    predictions = Trainer(**quiet(tmp_path, accelerator="gpu")).predict(Predicting(), loader())
+    predictions: Any = Trainer(**quiet(tmp_path, accelerator="gpu")).predict(Predicting(), loader())
 
     assert predictions is not None
     assert {output.device.type for output in predictions} == {"cpu"}

@@ -203,9 +203,7 @@ def get_nvidia_gpu_stats(device: torch.device | str | int) -> dict[str, float]:
             " Check that the device exists: `nvidia-smi --list-gpus`."
         )
     values = map(_number_or_zero, result.stdout.strip().split(","))
-    return {
-        f"{name} ({unit})": value for (name, unit), value in zip(_NVIDIA_SMI_UNITS.items(), values, strict=True)
-    }
+    return {f"{name} ({unit})": value for (name, unit), value in zip(_NVIDIA_SMI_UNITS.items(), values, strict=True)}
 
 
 def _driver_id(device: torch.device | str | int) -> str:

@@ -21,6 +21,6 @@ def check_finite_loss(loss: Tensor | None) -> None:
     """
     if loss is not None and not torch.isfinite(loss).all():  # sync: the caller wants to know now
         raise ValueError(
-            f"The loss returned in `training_step` is {loss}, so the weights would become as useless. Find the operation"
+            f"The loss returned in `training_step` is {loss}, so the weights would be useless. Find the operation"
             " with `Trainer(detect_anomaly=True)`, lower the learning rate, or set `gradient_clip_val`."
         )

@@ -11,9 +11,10 @@ from fulmen.utilities.rank_zero import rank_zero_warn
 __all__ = ["get_available_flops"]
 
 _TF32 = "tf32"  # float32 matrix products on Tensor Cores, which round their inputs
+_AS_WORD = r"(?<![a-z0-9]){}(?![a-z0-9]| (?:ti|super|d|laptop)\b)"  # variants have other numbers
 _COLUMNS = (torch.float64, torch.float32, _TF32, torch.bfloat16, torch.float16, torch.int8)
-# In 1e12 operations a second, as the data sheets say: matrix products without sparsity, with sums in 32 bit; 0: the chip
-# has no fast unit for the type.
+# In 1e12 operations a second, as the data sheets say: matrix products without sparsity, with sums in 32 bit;
+# 0: the chip has no fast unit for the type.
 _PEAKS: dict[str, tuple[float, ...]] = {
     "b200": (37, 75, 1125, 2250, 2250, 4500),
     "h200": (33.5, 66.9, 494.7, 989.4, 989.4, 1978.9),
@@ -58,7 +59,7 @@ def get_available_flops(device: torch.device, dtype: torch.dtype | str) -> int |
     if device.type != "cuda":
         return None
     chip = torch.cuda.get_device_name(device)
-    matches = [name for name in _PEAKS if re.search(rf"(?<![a-z0-9]){name}(?![a-z0-9]| (ti|super|d|laptop)\b)", chip.lower())]
+    matches = [name for name in _PEAKS if re.search(_AS_WORD.format(name), chip.lower())]
     if not matches:
         rank_zero_warn(
             f"How fast {chip!r} can be is not known here, so no share of it can be given. Pass"

@@ -8,7 +8,7 @@ import sys
 from abc import ABC
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar, Union
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-BType: TypeAlias = Union[Tensor, str, Mapping[Any, "BType"], Iterable["BType"]]  # `|` cannot join a name yet to be made
+BType: TypeAlias = Tensor | str | Mapping[Any, "BType"] | Iterable["BType"]
 """A batch: tensors and text, nested in collections."""
 
 _LEAF_SEQUENCES = (str, bytes, bytearray, memoryview, range)
@@ -218,7 +218,7 @@ def _move_object(item: Any, device: torch.device) -> Any:
     return item if moved is None else moved  # a `to` that works in place and returns nothing
 
 
-def extract_batch_size(batch: Any) -> int:
+def extract_batch_size(batch: BType) -> int:
     """Find the number of samples in a batch: the first dimension of its first tensor.
 
     The batch is searched depth first through mappings, iterables and dataclasses. Tensors of different lengths warn

@@ -291,6 +291,14 @@ def test_version_of_the_logger_is_shown(tmp_path, capsys, bar_class):
 
 
 @both
+def test_a_logger_without_version_shows_none(tmp_path, capsys, bar_class):
+    logger = CSVLogger(tmp_path)
+    make_trainer(tmp_path, bar_class(), logger=logger, fast_dev_run=True).fit(Module(), data())
+
+    assert "v_num" not in capsys.readouterr().out
+
+
+@both
 def test_metrics_are_read_on_redraws_only(tmp_path, monkeypatch, bar_class):
     reads = []
 

@@ -209,3 +209,32 @@ def test_tensors_of_a_gpu_are_copied_to_the_host(tmp_path):
     assert seen["weights"].device.type == "cpu"
     assert seen["weights"].tolist() == [0, 1, 2, 3]
     assert seen["pair"].a is seen["weights"]
+
+
+def test_all_arguments_reach_the_other_io(tmp_path):
+    class Recording(TorchCheckpointIO):
+        def __init__(self) -> None:
+            self.calls: list[Any] = []
+
+        def save_checkpoint(self, checkpoint, path, storage_options=None, *, tag="none"):
+            self.calls.append(("save", checkpoint, storage_options, tag))
+            super().save_checkpoint(checkpoint, path)
+
+        def load_checkpoint(self, path, map_location=None, weights_only=None, **options):
+            self.calls.append(("load", map_location, options))
+            return super().load_checkpoint(path, map_location, weights_only)
+
+        def remove_checkpoint(self, path, missing_ok=True):
+            self.calls.append(("remove", missing_ok))
+            super().remove_checkpoint(path)
+
+    inner, file = Recording(), tmp_path / "a.ckpt"
+    io = AsyncCheckpointIO(inner)
+
+    io.save_checkpoint(checkpoint={"a": 1}, path=file, storage_options={"zone": 2}, tag="x")
+    io.load_checkpoint(path=file, map_location="cpu", part=3)
+    io.remove_checkpoint(file, missing_ok=False)
+    io.teardown()
+
+    assert inner.calls == [("save", {"a": 1}, {"zone": 2}, "x"), ("load", "cpu", {"part": 3}), ("remove", False)]
+    assert not file.exists()

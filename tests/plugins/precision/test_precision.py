@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from fulmen.core.hooks import CheckpointHooks
 from fulmen.core.module import LightningModule
 from fulmen.plugins.precision import (
     BitsandbytesPrecision,
@@ -198,6 +199,17 @@ def test_optimizer_without_closure_argument_can_step():
     Precision().optimizer_step(optimizer, None)
 
     assert optimizer.stepped == 1
+
+
+def test_a_precision_takes_part_in_checkpoints_as_modules_do():
+    checkpoint = {"a": 1}
+    for precision in all_precisions():
+        precision.on_save_checkpoint(checkpoint)
+        precision.on_load_checkpoint(checkpoint)
+
+    assert all(isinstance(precision, CheckpointHooks) for precision in all_precisions())
+    assert issubclass(LightningModule, CheckpointHooks)
+    assert checkpoint == {"a": 1}
 
 
 def test_bitsandbytes_is_refused_with_a_way_out():

@@ -51,7 +51,7 @@ CALLBACKS: dict[str, dict[str, str]] = {
         "fulmen.callbacks.progress.rich_progress": "RichProgressBar RichProgressBarTheme",
     },
     "lightning.pytorch.callbacks.progress.tqdm_progress": {
-        "fulmen.callbacks.progress.tqdm_progress": "TQDMProgressBar convert_inf",
+        "fulmen.callbacks.progress.tqdm_progress": "TQDMProgressBar Tqdm convert_inf",
     },
     "lightning.pytorch.callbacks.rich_model_summary": {"fulmen.callbacks.rich_model_summary": "RichModelSummary"},
     "lightning.pytorch.callbacks.timer": {"fulmen.callbacks.timer": "Interval Timer"},

@@ -22,6 +22,7 @@ FABRIC: dict[str, dict[str, str]] = {
         "fulmen.accelerators.cuda": "CUDAAccelerator find_usable_cuda_devices is_cuda_available num_cuda_devices",
     },
     "lightning.fabric.accelerators.mps": {"fulmen.accelerators.mps": "MPSAccelerator"},
+    "lightning.fabric.accelerators.registry": {"fulmen.accelerators.registry": "_AcceleratorRegistry=AcceleratorNames"},
     "lightning.fabric.loggers": {
         "fulmen.loggers.csv_logs": "CSVLogger",
         "fulmen.loggers.logger": "Logger",
@@ -70,11 +71,15 @@ FABRIC: dict[str, dict[str, str]] = {
     "lightning.fabric.plugins.precision.double": {"fulmen.plugins.precision.double": "DoublePrecision"},
     "lightning.fabric.plugins.precision.half": {"fulmen.plugins.precision.half": "HalfPrecision"},
     "lightning.fabric.plugins.precision.precision": {"fulmen.plugins.precision.precision": "Precision"},
+    "lightning.fabric.plugins.precision.utils": {
+        "fulmen.plugins.precision.contexts": "_DtypeContextManager=DefaultDtype _convert_fp_tensor=convert_floats",
+    },
     "lightning.fabric.strategies": {
         "fulmen.strategies.registry": "STRATEGY_REGISTRY",
         "fulmen.strategies.single_device": "SingleDeviceStrategy",
         "fulmen.strategies.strategy": "Strategy",
     },
+    "lightning.fabric.strategies.registry": {"fulmen.strategies.registry": "_StrategyRegistry=StrategyNames"},
     "lightning.fabric.strategies.single_device": {"fulmen.strategies.single_device": "SingleDeviceStrategy"},
     "lightning.fabric.strategies.strategy": {"fulmen.strategies.strategy": "Strategy"},
     "lightning.fabric.utilities": {
@@ -103,6 +108,25 @@ FABRIC: dict[str, dict[str, str]] = {
     "lightning.fabric.utilities.distributed": {"fulmen.utilities.files": "is_shared_filesystem"},
     "lightning.fabric.utilities.enums": {"fulmen.utilities.enums": "LightningEnum"},
     "lightning.fabric.utilities.exceptions": {"fulmen.utilities.exceptions": "MisconfigurationException"},
+    "lightning.fabric.utilities.imports": {
+        "fulmen.compat.installed": (
+            "_IS_INTERACTIVE=IS_INTERACTIVE _IS_WINDOWS=IS_WINDOWS "
+            "_PYTHON_GREATER_EQUAL_3_10_0=PYTHON_GREATER_EQUAL_3_10_0 "
+            "_TORCHMETRICS_GREATER_EQUAL_1_0_0=TORCHMETRICS_GREATER_EQUAL_1_0_0 _TORCH_EQUAL_2_4_0=TORCH_EQUAL_2_4_0 "
+            "_TORCH_GREATER_EQUAL_2_2=TORCH_GREATER_EQUAL_2_2 _TORCH_GREATER_EQUAL_2_3=TORCH_GREATER_EQUAL_2_3 "
+            "_TORCH_GREATER_EQUAL_2_4=TORCH_GREATER_EQUAL_2_4 _TORCH_GREATER_EQUAL_2_4_1=TORCH_GREATER_EQUAL_2_4_1 "
+            "_TORCH_GREATER_EQUAL_2_5=TORCH_GREATER_EQUAL_2_5 _TORCH_GREATER_EQUAL_2_6=TORCH_GREATER_EQUAL_2_6 "
+            "_TORCH_LESS_EQUAL_2_6=TORCH_LESS_EQUAL_2_6"
+        ),
+    },
+    "lightning.fabric.utilities.logger": {
+        "fulmen.loggers.params": (
+            "_convert_params=convert_params _flatten_dict=flatten_dict _sanitize_params=sanitize_params"
+        ),
+    },
+    "lightning.fabric.utilities.optimizer": {
+        "fulmen.strategies.optimizer_state": "_optimizer_to_device=move_optimizer_state",
+    },
     "lightning.fabric.utilities.rank_zero": {
         "fulmen.utilities.rank_zero": (
             "LightningDeprecationWarning WarningCache rank_prefixed_message rank_zero_debug rank_zero_deprecation "
@@ -112,7 +136,10 @@ FABRIC: dict[str, dict[str, str]] = {
     "lightning.fabric.utilities.seed": {
         "fulmen.utilities.seed": "max_seed_value min_seed_value pl_worker_init_function reset_seed seed_everything",
     },
-    "lightning.fabric.utilities.throughput": {"fulmen.utilities.throughput": "Throughput measure_flops"},
+    "lightning.fabric.utilities.throughput": {
+        "fulmen.utilities.available_flops": "get_available_flops",
+        "fulmen.utilities.throughput": "Throughput measure_flops",
+    },
     "lightning.fabric.utilities.types": {
         "fulmen.utilities.types": "CollectibleGroup Optimizable Steppable _DEVICE _MAP_LOCATION_TYPE _PATH _Stateful",
     },

@@ -25,6 +25,8 @@ LOGGERS: dict[str, dict[str, str]] = {
     "lightning.pytorch.profilers.advanced": {"fulmen.profilers.advanced": "AdvancedProfiler"},
     "lightning.pytorch.profilers.base": {"fulmen.profilers.base": "PassThroughProfiler"},
     "lightning.pytorch.profilers.profiler": {"fulmen.profilers.profiler": "Profiler"},
-    "lightning.pytorch.profilers.pytorch": {"fulmen.profilers.pytorch": "PyTorchProfiler RegisterRecordFunction"},
+    "lightning.pytorch.profilers.pytorch": {
+        "fulmen.profilers.pytorch": "PyTorchProfiler RegisterRecordFunction ScheduleWrapper",
+    },
     "lightning.pytorch.profilers.simple": {"fulmen.profilers.simple": "SimpleProfiler"},
 }

@@ -14,8 +14,8 @@ PLUGINS: dict[str, dict[str, str]] = {
     },
     "lightning.pytorch.accelerators.accelerator": {"fulmen.accelerators.accelerator": "Accelerator"},
     "lightning.pytorch.accelerators.cpu": {"fulmen.accelerators.cpu": "CPUAccelerator get_cpu_stats"},
-    "lightning.pytorch.accelerators.cuda": {"fulmen.accelerators.cuda": "CUDAAccelerator"},
-    "lightning.pytorch.accelerators.mps": {"fulmen.accelerators.mps": "MPSAccelerator"},
+    "lightning.pytorch.accelerators.cuda": {"fulmen.accelerators.cuda": "CUDAAccelerator get_nvidia_gpu_stats"},
+    "lightning.pytorch.accelerators.mps": {"fulmen.accelerators.mps": "MPSAccelerator get_device_stats"},
     "lightning.pytorch.plugins": {
         "fulmen.plugins.environments.cluster_environment": "ClusterEnvironment",
         "fulmen.plugins.io.async_io": "AsyncCheckpointIO",
@@ -52,7 +52,10 @@ PLUGINS: dict[str, dict[str, str]] = {
     "lightning.pytorch.plugins.precision.bitsandbytes": {
         "fulmen.plugins.precision.bitsandbytes": "BitsandbytesPrecision",
     },
-    "lightning.pytorch.plugins.precision.double": {"fulmen.plugins.precision.double": "DoublePrecision"},
+    "lightning.pytorch.plugins.precision.double": {
+        "fulmen.compat.double_precision": "LightningDoublePrecisionModule",
+        "fulmen.plugins.precision.double": "DoublePrecision",
+    },
     "lightning.pytorch.plugins.precision.half": {"fulmen.plugins.precision.half": "HalfPrecision"},
     "lightning.pytorch.plugins.precision.precision": {"fulmen.plugins.precision.precision": "Precision"},
 }

@@ -23,13 +23,19 @@ UTILITIES: dict[str, dict[str, str]] = {
     "lightning.pytorch.utilities.compile": {"fulmen.utilities.compile": "from_compiled to_uncompiled"},
     "lightning.pytorch.utilities.data": {
         "fulmen.utilities.data": "has_len_all_ranks",
-        "fulmen.utilities.tree": "extract_batch_size",
+        "fulmen.utilities.tree": "BType extract_batch_size",
     },
     "lightning.pytorch.utilities.enums": {"fulmen.utilities.enums": "GradClipAlgorithmType"},
     "lightning.pytorch.utilities.exceptions": {
         "fulmen.utilities.exceptions": "MisconfigurationException SIGTERMException",
     },
     "lightning.pytorch.utilities.grads": {"fulmen.utilities.grads": "grad_norm"},
+    "lightning.pytorch.utilities.imports": {
+        "fulmen.compat.installed": (
+            "_OMEGACONF_AVAILABLE=OMEGACONF_AVAILABLE _PYTHON_GREATER_EQUAL_3_11_0=PYTHON_GREATER_EQUAL_3_11_0 "
+            "_TORCH_GREATER_EQUAL_2_6=TORCH_GREATER_EQUAL_2_6 _TORCH_GREATER_EQUAL_2_8=TORCH_GREATER_EQUAL_2_8"
+        ),
+    },
     "lightning.pytorch.utilities.memory": {
         "fulmen.utilities.memory": (
             "garbage_collection_cuda is_cuda_out_of_memory is_cudnn_snafu is_oom_error is_out_of_cpu_memory "
@@ -82,5 +88,6 @@ UTILITIES: dict[str, dict[str, str]] = {
             "OptimizerLRSchedulerConfig STEP_OUTPUT TRAIN_DATALOADERS _EVALUATE_OUTPUT _METRIC _PREDICT_OUTPUT"
         ),
     },
+    "lightning.pytorch.utilities.upgrade_checkpoint": {"fulmen.utilities.upgrade_checkpoint": "main"},
     "lightning.pytorch.utilities.warnings": {"fulmen.utilities.warnings": "PossibleUserWarning"},
 }

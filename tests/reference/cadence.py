@@ -10,11 +10,12 @@ import logging
 import sys
 import tempfile
 import warnings
+from typing import Any
 
 import torch
 
 package = sys.argv[1]
-pl = importlib.import_module(package)
+pl: Any = importlib.import_module(package)
 warnings.simplefilter("ignore")
 logging.disable(logging.CRITICAL)
 
@@ -93,7 +94,7 @@ def record(*, batches=5, sized=True, model=None, **settings):
     return f"{' '.join(module.events)} | {trainer.global_step} {trainer.current_epoch}"
 
 
-SETTINGS = [
+SETTINGS: list[dict[str, Any]] = [
     {"max_epochs": 2},
     {"max_epochs": 0},
     {"max_steps": 0},

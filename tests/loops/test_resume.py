@@ -113,6 +113,21 @@ def test_a_resumed_run_is_the_same_run(hook: str, step: int, plateau: bool, tmp_
     assert again.fit_loop.batches_that_stepped == trainer.fit_loop.batches_that_stepped
 
 
+@pytest.mark.filterwarnings("ignore:`training_step` returned None")
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_end", "on_train_epoch_end"])
+def test_the_loggers_axis_goes_on_where_it_was_also_after_skipped_batches(hook: str, tmp_path: Path) -> None:
+    class Skipping(Model):
+        def training_step(self, batch: Tensor, batch_idx: int) -> Any:
+            return None if batch_idx == 1 else super().training_step(batch, batch_idx)
+
+    path = tmp_path / "saved.ckpt"
+    whole = run(tmp_path, [SaveAt(hook, 5, path)], Skipping())
+    resumed = run(tmp_path, [], Skipping(), ckpt_path=path)
+
+    assert resumed.global_step == whole.global_step == 15
+    assert resumed.fit_loop.batches_that_stepped == whole.fit_loop.batches_that_stepped == 18
+
+
 def test_validation_that_was_due_after_the_saved_batch_is_not_lost(tmp_path: Path) -> None:
     class Counting(Model):
         validations = 0

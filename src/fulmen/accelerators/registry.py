@@ -51,24 +51,6 @@ class AcceleratorNames(Registry[Accelerator]):
         """
         return super().register(name, accelerator, description, override, **init_params)
 
-    def get(self, name: str, default: Any = None, **params: Any) -> Any:
-        """Make an accelerator.
-
-        Args:
-            name: A registered name.
-            default: What to return if there is no such name; `None`: raise.
-            params: Arguments of the class besides the registered ones.
-
-        Returns:
-            The accelerator, or `default`.
-
-        Raises:
-            KeyError: No such name, and no default.
-        """
-        if default is not None and name not in self:
-            return default
-        return super().get(name, **params)
-
     def available_accelerators(self) -> set[str]:
         """Return the registered names."""
         return set(self)

@@ -59,6 +59,9 @@ class FitResume:
     def load_position_state(self, state: dict[str, Any]) -> None:
         """Take back what `position_state` returned."""
         self._position = state.get("train")
+        self._loop.progress.batches_that_stepped = state.get(
+            "batches_that_stepped", self._loop.progress.batches_that_stepped
+        )
         self._metrics = state.get("callback_metrics", {})
         self._loop.val_loop.load_position_state(state.get("val"))
         module = self._loop.trainer.lightning_module
@@ -78,11 +81,22 @@ class FitResume:
         of_validation = loop.val_loop.metrics.metric_paths() - loop.metrics.metric_paths()  # each one begins anew
         return {
             "train": loop.batches.state_dict(current.processed),
+            "batches_that_stepped": loop.progress.batches_that_stepped + self._counts_soon(),
             "val": loop.val_loop.position_state(),
             "metrics": loop.metrics.state_dict(),
             "metric_states": metric_states(loop.trainer.lightning_module, without=of_validation),
             "callback_metrics": {k: v.item() for k, v in metrics.items() if isinstance(v, Tensor) and v.numel() == 1},
         }
+
+    def _counts_soon(self) -> bool:
+        """Tell whether the current batch stepped and is only counted once its last hooks and validation are over."""
+        loop = self._loop
+        epochs, batches = loop.progress.epochs.current, loop.progress.batches
+        inside = epochs.started > epochs.completed and epochs.processed == epochs.completed
+        if not inside or batches.current.processed == 0 or batches.current.ready != batches.current.processed:
+            return False
+        window = loop.trainer.accumulate_grad_batches
+        return batches.is_last_batch or batches.current.processed % window == 0
 
     # ---- going on
     def classify(self) -> None:

@@ -54,24 +54,6 @@ class StrategyNames(Registry[Strategy]):
             )
         return super().register(name, strategy, description or "", override, **init_params)
 
-    def get(self, name: str, default: Any = None, **params: Any) -> Any:
-        """Make a strategy.
-
-        Args:
-            name: A registered name.
-            default: What to return if there is no such name; `None`: raise.
-            params: Arguments of the class besides the registered ones.
-
-        Returns:
-            The strategy, or `default`.
-
-        Raises:
-            KeyError: No such name, and no default.
-        """
-        if default is not None and name not in self:
-            return default
-        return super().get(name, **params)
-
     def available_strategies(self) -> list[str]:
         """Return the registered names, in order of registration."""
         return list(self)

@@ -89,19 +89,22 @@ class Registry(Generic[T]):
             raise KeyError(f"No {self.kind} is registered as {name!r}. Known: {', '.join(self.names()) or 'none'}.")
         return self._entries[name]
 
-    def get(self, name: str, **params: Any) -> T:
+    def get(self, name: str, default: Any = None, **params: Any) -> Any:
         """Make what `name` stands for.
 
         Args:
             name: A registered name.
+            default: What to return if there is no such name; `None`: raise.
             params: Keyword arguments that are added to the registered ones, or replace them.
 
         Returns:
-            A new object.
+            A new object, or `default`.
 
         Raises:
-            KeyError: No such name.
+            KeyError: No such name, and no default.
         """
+        if default is not None and name not in self:
+            return default
         found = self.entry(name)
         return found.factory(**{**found.init_params, **params})
 

@@ -347,11 +347,14 @@ def test_unknown_torchscript_method_is_refused():
         Exported().to_torchscript(method="compile")
 
 
-def test_onnx_file_is_written(tmp_path):
-    pytest.importorskip("onnx")
-    Exported().to_onnx(tmp_path / "m.onnx", dynamo=False)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # inside torch's exporter
+@pytest.mark.parametrize("dynamo", [True, False])
+def test_onnx_file_is_written(dynamo, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    Exported().to_onnx(tmp_path / "m.onnx", dynamo=dynamo)
 
-    assert (tmp_path / "m.onnx").stat().st_size > 0
+    onnx.checker.check_model(onnx.load(tmp_path / "m.onnx"))
 
 
 def test_tensorrt_says_what_to_install():

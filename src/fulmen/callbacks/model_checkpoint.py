@@ -249,7 +249,7 @@ class ModelCheckpoint(MetricMonitor, Checkpoint):
         Args:
             filepath: Where to; default `best_k_models.yaml` in the folder of the checkpoints.
         """
-        yaml = require("yaml", extra="cli", for_="ModelCheckpoint.to_yaml")
+        yaml = require("yaml", extra="yaml", for_="ModelCheckpoint.to_yaml")
         target = os.fspath(filepath or os.path.join(self.dirpath or "", "best_k_models.yaml"))
         with get_filesystem(target).open(target, "w") as file:
             yaml.dump({path: float(score) for path, score in self.best_k_models.items()}, file)

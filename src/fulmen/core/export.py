@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,13 +37,17 @@ def to_onnx(
 
     Raises:
         ValueError: There is no sample.
+        ModuleNotFoundError: The exporter's packages are not installed.
     """
+    dynamo = kwargs.get("dynamo", inspect.signature(torch.onnx.export).parameters["dynamo"].default)
+    if dynamo:
+        require("onnxscript", extra="onnx", for_="to_onnx")
     sample = _sample(module, input_sample, "to_onnx(file_path, input_sample)")
     target = str(file_path) if isinstance(file_path, os.PathLike) else file_path
     with _evaluating(module):
         moved = module._apply_batch_transfer_handler(sample)
         arguments: tuple[Any, ...] = moved if isinstance(moved, tuple) else (moved,)
-        if isinstance(moved, dict) and not kwargs.get("dynamo"):
+        if isinstance(moved, dict) and not dynamo:
             arguments = (moved, {})  # a dict that comes last is taken for keyword arguments
         return torch.onnx.export(module, arguments, target, **kwargs)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import math
 import os
 from datetime import timedelta
@@ -667,3 +668,11 @@ def test_yaml_lists_the_scores(tmp_path):
     checkpoint.to_yaml()
 
     assert yaml.safe_load((tmp_path / "best_k_models.yaml").read_text()) == {"a.ckpt": 0.5}
+
+
+def test_verbose_says_what_was_saved_with_a_short_score(tmp_path, quiet_trainer, model_class, caplog):
+    checkpoint = ModelCheckpoint(tmp_path, monitor="val_loss", filename="m", verbose=True)
+    with caplog.at_level(logging.INFO, logger="fulmen"):
+        quiet_trainer(checkpoint, max_epochs=1).fit(model_class([0.1]))
+
+    assert "m.ckpt' (val_loss = 0.1)." in caplog.text

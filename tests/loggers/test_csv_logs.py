@@ -148,7 +148,7 @@ def test_new_metric_rewrites_the_file_once_and_whole(tmp_path):
     assert len(inodes) == 1
     assert metrics_file(logger).read_text().splitlines()[:3] == ["acc,loss,step", ",1.0,0", "0.5,,1"]
     assert len(rows_of(logger)) == 5
-    assert sorted(os.listdir(logger.log_dir)) == ["hparams.yaml", "metrics.csv"]
+    assert os.listdir(logger.log_dir) == ["metrics.csv"]  # without hyperparameters, no file of them
 
 
 def test_metrics_of_an_earlier_run_are_continued_with_a_warning(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +156,11 @@ def test_fit_clears_the_request_to_stop_of_an_earlier_fit(tmp_path: Path) -> Non
     trainer.fit(model, SizedBatches(2), SizedBatches(1))
 
     assert (trainer.current_epoch, trainer.global_step) == (2, 3)
+
+
+def test_a_fit_that_is_over_before_it_begins_says_why(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    case = Settings(max_epochs=0)
+    with caplog.at_level(logging.INFO, logger="fulmen"):
+        observed(case, quiet(tmp_path))
+
+    assert caplog.text.count("`Trainer.fit` stopped: `max_epochs=0` reached.") == 1

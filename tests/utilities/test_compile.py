@@ -61,6 +61,29 @@ def test_to_uncompiled_keeps_a_function_set_on_the_instance():
     assert to_uncompiled(module).predict_step is own
 
 
+def test_log_is_not_traced_and_to_uncompiled_gives_it_back():
+    class Logging(Steps):
+        def log(self, name, value):
+            seen.append((torch.compiler.is_compiling(), name))
+
+        def training_step(self, batch, batch_idx):
+            loss = self(batch).sum()
+            for number in range(12):  # more than the compiler's limit of versions of one function
+                self.log(f"loss_{number}", loss)
+            return loss
+
+    seen: list[Any] = []
+    module: Any = Logging()
+    from_compiled(torch.compile(module, backend="eager"))
+
+    module.training_step(torch.ones(3, 2), 0)
+
+    assert seen == [(False, f"loss_{number}") for number in range(12)]
+    assert "log" in vars(module)
+    to_uncompiled(module)
+    assert "log" not in vars(module)
+
+
 def test_compiling_twice_is_undone_once():
     module: Any = Steps()
     from_compiled(torch.compile(module, backend="eager"))

@@ -491,7 +491,8 @@ class ModelCheckpoint(MetricMonitor, Checkpoint):
         self._last_file_step = trainer.global_step
         self._take(records)
         if self.verbose:
-            score = "" if self.monitor is None else f" ({self.monitor} = {records.current_score})"
+            current = records.current_score
+            score = "" if self.monitor is None or current is None else f" ({self.monitor} = {float(current):.6g})"
             rank_zero_info(f"Epoch {trainer.current_epoch}, step {trainer.global_step}: saved {path!r}{score}.")
         if trainer.is_global_zero:
             for logger in trainer.loggers:

@@ -198,14 +198,15 @@ def restore_optimizers_and_schedulers(trainer: Trainer, checkpoint: _Contents) -
 
 
 def _restore_optimizers(trainer: Trainer, checkpoint: _Contents) -> None:
-    states = _required(checkpoint, "optimizer_states", "optimizer")
-    _warn_if_unequal(len(states), len(trainer.optimizers), "optimizer")
+    if not trainer.strategy.lightning_restore_optimizer:
+        return
+    _required(checkpoint, "optimizer_states", "optimizer")
     trainer.strategy.load_optimizer_state_dict(checkpoint)
 
 
 def _restore_schedulers(trainer: Trainer, checkpoint: _Contents) -> None:
     states = _required(checkpoint, "lr_schedulers", "learning rate scheduler")
-    _warn_if_unequal(len(states), len(trainer.lr_scheduler_configs), "learning rate scheduler")
+    _warn_if_unequal(len(states), len(trainer.lr_scheduler_configs))
     for config, state in zip(trainer.lr_scheduler_configs, states, strict=False):
         config.scheduler.load_state_dict(state)
 
@@ -221,11 +222,11 @@ def _required(checkpoint: _Contents, key: str, what: str) -> list[Any]:
     return states
 
 
-def _warn_if_unequal(num_saved: int, num_now: int, what: str) -> None:
+def _warn_if_unequal(num_saved: int, num_now: int) -> None:
     if num_saved != num_now:
         rank_zero_warn(
-            f"The checkpoint has {num_saved} {what} state(s), but `configure_optimizers` now returns {num_now}."
-            " They are matched in order, and those without a partner start anew."
+            f"The checkpoint has {num_saved} learning rate scheduler state(s), but `configure_optimizers` now returns"
+            f" {num_now}. They are matched in order, and those without a partner start anew."
         )
 
 

@@ -39,15 +39,17 @@ class DeviceDtypeModule(nn.Module):
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move or convert the module, as `torch.nn.Module.to`."""
         device, dtype = torch._C._nn._parse_to(*args, **kwargs)[:2]
+        super().to(*args, **kwargs)  # first, as it refuses what cannot be
         self._note(device=device, dtype=dtype)
-        return super().to(*args, **kwargs)
+        return self
 
     def cuda(self, device: torch.device | int | None = None) -> Self:
         """Move the module to a GPU, the current one by default."""
         index = torch.cuda.current_device() if device is None else device
         target = torch.device("cuda", index) if isinstance(index, int) else torch.device(index)
+        super().cuda(target)
         self._note(device=target)
-        return super().cuda(target)
+        return self
 
     def cpu(self) -> Self:
         """Move the module to the CPU."""

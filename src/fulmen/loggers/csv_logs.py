@@ -47,7 +47,7 @@ class ExperimentWriter:
         self.metrics_keys: list[str] = []  # columns of the file
         self._next_step = 0
         self._unterminated = False
-        self._hparams_changed = read_text(self.hparams_file_path) is None
+        self._hparams_changed = False
         self._continue_existing_file()
 
     def log_hparams(self, params: Mapping[str, Any]) -> None:

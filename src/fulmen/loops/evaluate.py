@@ -204,7 +204,7 @@ class EvaluationLoop:
         """Let the loaders of an earlier run go."""
         if self.batches is not None:
             self.batches.close()
-        self.batches = None
+        self.batches = self._position = None
 
     @property
     def max_batches(self) -> list[int | float]:
@@ -222,8 +222,8 @@ class EvaluationLoop:
         return {**self.progress.state_dict(), "is_last_batch": self.progress.is_last_batch}
 
     def position_state(self) -> dict[str, Any] | None:
-        """Return what the loaders need to give the same batches again."""
-        return None if self.batches is None else self.batches.state_dict()
+        """Return what the loaders need to give the same batches again, and how many rows each has sent."""
+        return None if self.batches is None else {**self.batches.state_dict(), "rows": list(self._rows)}
 
     def load_position_state(self, state: dict[str, Any] | None) -> None:
         """Keep what `position_state` returned until the loaders are there."""
@@ -233,6 +233,7 @@ class EvaluationLoop:
         """Let the loaders go on as the checkpoint's would have."""
         if self.batches is not None and self._position is not None:
             self.batches.load_state_dict(self._position)
+            self._rows = list(self._position.get("rows", self._rows))
             self._position = None
 
     def state_dict(self) -> dict[str, Any]:

@@ -51,8 +51,8 @@ class FitLoop:
         self.progress = FitProgress()
         self.metrics = MetricStore(is_training=True)
         self.batch_idx = 0
-        self.sanity_metric_names: set[str] | None = None
         self._epoch_of_last_load = -1
+        self._told_minima = False
         self._told_minima = False
         self._epoch_is_profiled = False
         self.told: set[str] = set()  # of what the user was warned in this run
@@ -115,11 +115,13 @@ class FitLoop:
     def _prepare(self) -> bool:
         trainer = self.trainer
         self.told.clear()
+        self._told_minima = False
         if trainer.limit_train_batches == 0:
             return False
         self._epoch_of_last_load = -1 if self.batches is None else self._epoch_of_last_load
         self.load_data()
-        if self._is_done(quiet=True) or self.num_batches == 0:
+        if self._is_done(quiet=True):
+            rank_zero_info(f"`Trainer.fit` stopped: {self._stopped_for}.")
             return False
         self.resume.classify()
         if self.validation_enabled and self.plan.epoch_is_due(self.progress.epochs.current.completed):  # type: ignore[union-attr]
@@ -196,6 +198,7 @@ class FitLoop:
         if self.batches is not None:
             self.batches.close()
         self.batches = None
+        self.resume = FitResume(self)  # also what a run took from its checkpoint and broke down before using it
         self.val_loop.forget_data()
 
     # ---- one epoch
@@ -253,6 +256,11 @@ class FitLoop:
     def break_off(self) -> None:
         """Close what an epoch holds open when an error has ended it."""
         self._profile_epoch(False)
+
+    def release(self) -> None:
+        """Let go of what the last batch left, once a run has ended."""
+        if self.optimization is not None:
+            self.optimization.release()
 
     def _finish_window(self) -> None:
         """Step on what an accumulation window holds that nobody will fill any more."""
@@ -429,10 +437,6 @@ class FitLoop:
     def restarted_mid_epoch(self) -> bool:
         """Whether the run goes on inside an epoch of a checkpoint."""
         return self.resume.is_mid_epoch
-
-    def note_sanity_metrics(self, names: set[str]) -> None:
-        """Keep the names that the sanity check logged, so that typing errors in `monitor` show early."""
-        self.sanity_metric_names = names
 
     @property
     def epoch_loop(self) -> FitLoop:

@@ -69,6 +69,9 @@ class _Optimization:
         self.training_step = profiled("training_step", self.training_step)
         self.differentiate = profiled("backward", self.differentiate)  # type: ignore[method-assign]
 
+    def release(self) -> None:
+        """Do nothing: subclasses that keep something of the last batch let go of it when a run has ended."""
+
     def differentiate(self, loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> None:
         """Run the backward pass of `loss` between its hooks."""
         events, scope = self.events, self.scope
@@ -178,6 +181,10 @@ class AutomaticOptimization(_Optimization):
         if has_gradients:
             self._step_directly()
         return has_gradients
+
+    def release(self) -> None:
+        """Let go of what the last batch left, which could hold its graph; called when a run has ended."""
+        self.outputs, self.last_loss, self.window_batches = {}, None, 0
 
     def check_last_loss(self) -> None:
         """Warn if training has run into NaN; on a device looked at once an epoch, as reading waits for it."""

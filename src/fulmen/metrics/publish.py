@@ -137,6 +137,10 @@ class MetricBoard:
         previous, self.active = self.active, store
         return previous
 
+    def deactivate(self) -> None:
+        """Let no store take values, without a last look at the one that did: its metrics may fail to compute."""
+        self.active = None
+
     def clear(self) -> None:
         """Forget all values, at the start of a run and after the sanity check."""
         self._callback.clear()

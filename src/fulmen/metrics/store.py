@@ -289,13 +289,6 @@ class MetricStore:
         """Return where the metric objects are that were logged in this run."""
         return {entry.path for entry in self._all.values() if isinstance(entry, LoggedMetric) and entry.path}
 
-    def names(self) -> set[str]:
-        """Return every name that monitoring callbacks could ask for."""
-        found = set()
-        for entry in self._all.values():
-            found |= {entry.settled.plain_name, entry.settled.step_name, entry.settled.epoch_name}
-        return found
-
     def step_entries(self) -> Iterator[Entry]:
         """Yield what was logged per step; in evaluation only for the current dataloader."""
         for entry in self.entries.values():

@@ -47,6 +47,12 @@ if TYPE_CHECKING:
 __all__ = ["abort", "check_sanity", "finish", "run", "set_up"]
 
 log = logging.getLogger(__name__)
+_FIRST_STAGE = {
+    TrainerFn.FITTING: RunningStage.TRAINING,
+    TrainerFn.VALIDATING: RunningStage.VALIDATING,
+    TrainerFn.TESTING: RunningStage.TESTING,
+    TrainerFn.PREDICTING: RunningStage.PREDICTING,
+}
 
 
 def run(
@@ -55,6 +61,7 @@ def run(
     """Do what fit, validate, test or predict was called for; `trainer.state.fn` says which."""
     fn = trainer.state.fn
     trainer.state.is_set_up = None
+    trainer.state.stage, trainer.state.status = _FIRST_STAGE[fn], TrainerStatus.RUNNING  # type: ignore[index]  # a method was called
     try:
         set_up(trainer, module, ckpt_path=ckpt_path, weights_only=weights_only, model_provided=model_provided)
         results: Any = None
@@ -107,10 +114,9 @@ def set_up(
     events.refresh()
     _configure_model(trainer)
     checkpoint = _load_checkpoint(trainer, ckpt_path, weights_only, model_provided)
-    if checkpoint is not None:
-        restore_modules(trainer, checkpoint)
-        restore_callbacks(trainer, checkpoint)
-        restore_precision(trainer, checkpoint)
+    is_late = strategy.restore_checkpoint_after_setup
+    if checkpoint is not None and not is_late:
+        _restore_what_every_stage_uses(trainer, checkpoint)
     trainer.begin_metrics()
     strategy.setup(trainer)
     if fn == "fit":
@@ -118,10 +124,12 @@ def set_up(
         events.on_fit_start()
     _log_hyperparameters(trainer)
     if checkpoint is not None:
+        if is_late:
+            _restore_what_every_stage_uses(trainer, checkpoint)
         restore_loops(trainer, checkpoint)
         if fn == "fit":
             restore_optimizers_and_schedulers(trainer, checkpoint)
-        trainer.keep_checkpoint(checkpoint)
+            trainer.keep_checkpoint(checkpoint)
     trainer.signals.install()
     if fn == "fit":
         module.zero_grad()
@@ -181,6 +189,12 @@ def _load_checkpoint(
     return checkpoint
 
 
+def _restore_what_every_stage_uses(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    restore_modules(trainer, checkpoint)
+    restore_callbacks(trainer, checkpoint)
+    restore_precision(trainer, checkpoint)
+
+
 def _warn_about_eval_mode(module: LightningModule) -> None:
     in_eval = sum(not child.training for child in module.modules())
     if in_eval:
@@ -218,7 +232,6 @@ def check_sanity(trainer: Trainer) -> None:
         loop.load_data()
         loop.run(max_batches=[min(trainer.num_sanity_val_steps, n) for n in loop.max_batches])
         events.on_sanity_check_end()
-    fit_loop.note_sanity_metrics(loop.metrics.names())
     trainer.begin_metrics()
     loop.progress.reset()
     trainer.state.stage = stage_before
@@ -228,7 +241,8 @@ def check_sanity(trainer: Trainer) -> None:
 def finish(trainer: Trainer) -> None:
     """Take everything down after a run that went through."""
     events = trainer.events
-    _release(trainer)
+    for step in _release_steps(trainer):
+        step()
     if trainer.state.fn == TrainerFn.FITTING:
         events.on_fit_end()
     with ExitStack() as stack:  # all of it, in the opposite order, whichever fails
@@ -251,7 +265,7 @@ def abort(trainer: Trainer, error: BaseException) -> None:
     ]
     if trainer.state.is_set_up is not False:  # the error came before the end
         steps += [partial(logger.finalize, "failed") for logger in trainer.loggers]
-        steps.append(partial(_release, trainer))
+        steps += _release_steps(trainer)
         steps += _teardown_steps(trainer)
         trainer.state.is_set_up = False
     steps.append(trainer.profiler.describe)
@@ -266,11 +280,17 @@ def abort(trainer: Trainer, error: BaseException) -> None:
     trainer.state.stage = None
 
 
-def _release(trainer: Trainer) -> None:
-    trainer.signals.restore()
-    trainer.end_metrics()
+def _release_steps(trainer: Trainer) -> list[Callable[[], Any]]:
+    """Return what gives back what a run held, step by step, as the metrics of a broken run can fail once more."""
+    steps: list[Callable[[], Any]] = [
+        trainer.signals.restore,
+        partial(trainer.keep_checkpoint, None),  # of a run that ended before its random state was due
+        trainer.fit_loop.release,
+        trainer.end_metrics,
+    ]
     if trainer.strategy.lightning_module is not None:
-        trainer.strategy.teardown()
+        steps.append(trainer.strategy.teardown)
+    return steps
 
 
 def _teardown_steps(trainer: Trainer) -> list[Callable[[], Any]]:

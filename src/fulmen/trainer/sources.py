@@ -64,10 +64,6 @@ class Sources:
         """Tell whether there is a loader for `train`, `val`, `test` or `predict`."""
         return word in self._given or self._owner(word) is not None
 
-    def has_own_hook(self, word: str) -> bool:
-        """Tell whether the loader comes from a hook rather than from an argument."""
-        return word not in self._given
-
     def train_loader(self) -> tuple[CombinedLoader, int | float]:
         """Return the prepared training loader and the batches of an epoch."""
         trainer = self._trainer

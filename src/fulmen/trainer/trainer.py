@@ -28,6 +28,7 @@ from fulmen.loops.optimization import AutomaticOptimization, ManualOptimization
 from fulmen.loops.predict import PredictionLoop
 from fulmen.loops.transfer import TransferHooks, transfer_hooks
 from fulmen.metrics.publish import MetricBoard, Scope
+from fulmen.metrics.store import MetricStore
 from fulmen.profilers.base import PassThroughProfiler
 from fulmen.profilers.profiler import Profiler
 from fulmen.strategies.strategy import Strategy
@@ -39,7 +40,7 @@ from fulmen.trainer.profiling import choose_profiler
 from fulmen.trainer.run import run
 from fulmen.trainer.signals import Signals
 from fulmen.trainer.sources import Sources
-from fulmen.trainer.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
+from fulmen.trainer.states import RunningStage, TrainerFn, TrainerState
 from fulmen.trainer.view import TrainerView, stepping_batches
 from fulmen.utilities.compile import from_compiled, is_compiled
 from fulmen.utilities.duration import parse_duration
@@ -289,7 +290,7 @@ class Trainer(TrainerView):
             TypeError: `model` is no LightningModule.
         """
         train_dataloaders, datamodule = _datamodule_first(train_dataloaders, datamodule)
-        module = self._begin(TrainerFn.FITTING, RunningStage.TRAINING, model)
+        module = self._begin(TrainerFn.FITTING, model)
         self.sources.attach(datamodule=datamodule, train=train_dataloaders, val=val_dataloaders)
         self.should_stop = False
         self.fit_loop.forget_data()
@@ -318,7 +319,7 @@ class Trainer(TrainerView):
             The logged metrics, one dict per dataloader.
         """
         dataloaders, datamodule = _datamodule_first(dataloaders, datamodule)
-        module = self._begin(TrainerFn.VALIDATING, RunningStage.VALIDATING, model)
+        module = self._begin(TrainerFn.VALIDATING, model)
         self.sources.attach(datamodule=datamodule, val=dataloaders)
         self.validate_loop.forget_data()
         results: list[dict[str, float]] = run(
@@ -337,7 +338,7 @@ class Trainer(TrainerView):
     ) -> list[dict[str, float]]:
         """Evaluate a module on test data; arguments and result as for `validate`."""
         dataloaders, datamodule = _datamodule_first(dataloaders, datamodule)
-        module = self._begin(TrainerFn.TESTING, RunningStage.TESTING, model)
+        module = self._begin(TrainerFn.TESTING, model)
         self.sources.attach(datamodule=datamodule, test=dataloaders)
         self.test_loop.forget_data()
         results: list[dict[str, float]] = run(
@@ -368,7 +369,7 @@ class Trainer(TrainerView):
             One output per batch, on the CPU; a list of such lists for several dataloaders.
         """
         dataloaders, datamodule = _datamodule_first(dataloaders, datamodule)
-        module = self._begin(TrainerFn.PREDICTING, RunningStage.PREDICTING, model)
+        module = self._begin(TrainerFn.PREDICTING, model)
         self.sources.attach(datamodule=datamodule, predict=dataloaders)
         self.predict_loop.forget_data()
         self.predict_loop.return_predictions = return_predictions is not False
@@ -377,10 +378,10 @@ class Trainer(TrainerView):
         )
         return predictions
 
-    def _begin(self, fn: TrainerFn, stage: RunningStage, model: Any) -> LightningModule:
+    def _begin(self, fn: TrainerFn, model: Any) -> LightningModule:
         """Take up a call of one of the four methods; return the module it is about."""
         module = self._module_of(fn, model)
-        self.state.fn, self.state.stage, self.state.status = fn, stage, TrainerStatus.RUNNING
+        self.state.fn = fn
         return module
 
     def _module_of(self, fn: TrainerFn, model: Any) -> LightningModule:
@@ -421,21 +422,24 @@ class Trainer(TrainerView):
 
     def begin_metrics(self) -> None:
         """Forget what earlier runs, or the sanity check, have logged."""
-        self.metrics.activate(None)
+        self.metrics.deactivate()
         self.metrics.clear()
         self.metrics.module = self.lightning_module
-        for store in (
-            self.fit_loop.metrics,
-            self.fit_loop.val_loop.metrics,
-            self.validate_loop.metrics,
-            self.test_loop.metrics,
-        ):
+        for store in self._metric_stores():
             store.clear()
 
     def end_metrics(self) -> None:
-        """Take the values off the device."""
-        self.metrics.to_cpu()
-        self.metrics.activate(None)
+        """Take the values off the device, and let the last batch go."""
+        try:
+            self.metrics.to_cpu()
+        finally:
+            self.metrics.deactivate()
+            for store in self._metric_stores():
+                store.leave_batches()
+
+    def _metric_stores(self) -> tuple[MetricStore, ...]:
+        fit = self.fit_loop
+        return fit.metrics, fit.val_loop.metrics, self.validate_loop.metrics, self.test_loop.metrics
 
     def configured_optimizers(self) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:
         """Call `configure_optimizers` and check what it returns."""
@@ -560,7 +564,7 @@ class Trainer(TrainerView):
             raise AttributeError(
                 "`Trainer.save_checkpoint` has nothing to save: no model is attached. Call `fit` first."
             )
-        hook = self.scope.hook
+        hook, self.scope.hook = self.scope.hook, "on_save_checkpoint"
         with self.profile("save_checkpoint"):
             checkpoint = dump_checkpoint(self, weights_only=bool(weights_only))
             self._strategy.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
@@ -585,8 +589,8 @@ class Trainer(TrainerView):
         """Report this path as `ckpt_path` from now on."""
         self._ckpt_path = path
 
-    def keep_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep a loaded checkpoint until its random state is due."""
+    def keep_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+        """Keep a loaded checkpoint until its random state is due; `None` lets it go."""
         self._checkpoint = checkpoint
 
     def restore_rng(self) -> None:

@@ -6,11 +6,13 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeGuard
 
+import torch
 from torch import nn
 
 __all__ = ["from_compiled", "is_compiled", "to_uncompiled"]
 
 _COMPILED_METHODS = ("forward", "training_step", "validation_step", "test_step", "predict_step")
+_EAGER_METHODS = ("log", "log_dict")  # the compiler would trace the bookkeeping, once per metric, and warn about it
 
 
 def from_compiled(model: nn.Module | Callable[..., Any]) -> nn.Module:
@@ -44,6 +46,10 @@ def from_compiled(model: nn.Module | Callable[..., Any]) -> nn.Module:
     module._compiler_ctx = kept  # type: ignore[assignment]  # torch expects tensors and modules only
     for name in _COMPILED_METHODS:
         setattr(module, name, context(originals[f"original_{name}"]))
+    for name in _EAGER_METHODS:
+        if hasattr(type(module), name) and name not in vars(module):
+            eager = torch.compiler.disable(getattr(module, name))  # type: ignore[no-untyped-call]
+            setattr(module, name, eager)
     return module
 
 
@@ -112,4 +118,7 @@ def _restore(module: Any) -> None:
             delattr(module, name)  # the method of the class shows again
         else:
             setattr(module, name, original)
+    for name in _EAGER_METHODS:
+        if hasattr(vars(module).get(name), "_torchdynamo_disable"):
+            delattr(module, name)
     module._compiler_ctx = None

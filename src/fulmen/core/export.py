@@ -39,10 +39,10 @@ def to_onnx(
         ValueError: There is no sample.
         ModuleNotFoundError: The exporter's packages are not installed.
     """
+    sample = _sample(module, input_sample, "to_onnx(file_path, input_sample)")
     dynamo = kwargs.get("dynamo", inspect.signature(torch.onnx.export).parameters["dynamo"].default)
     if dynamo:
         require("onnxscript", extra="onnx", for_="to_onnx")
-    sample = _sample(module, input_sample, "to_onnx(file_path, input_sample)")
     target = str(file_path) if isinstance(file_path, os.PathLike) else file_path
     with _evaluating(module):
         moved = module._apply_batch_transfer_handler(sample)

@@ -53,7 +53,6 @@ class FitLoop:
         self.batch_idx = 0
         self._epoch_of_last_load = -1
         self._told_minima = False
-        self._told_minima = False
         self._epoch_is_profiled = False
         self.told: set[str] = set()  # of what the user was warned in this run
         self._stopped_for = ""

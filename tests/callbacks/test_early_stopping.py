@@ -207,3 +207,13 @@ def test_best_weights_survive_a_resume(quiet_trainer, model_class, tmp_path):
     trainer.fit(model, ckpt_path=checkpoint.best_model_path)
 
     assert torch.equal(model.layer.weight, seen[0])
+
+
+def test_best_weights_of_another_module_are_not_restored(quiet_trainer, model_class):
+    stopping = EarlyStopping("val_loss", restore_best_weights=True)
+    arguments = {"max_epochs": 1, "enable_checkpointing": False}
+    first, second = model_class([1.0]), model_class([2.0])
+    quiet_trainer(stopping, **arguments).fit(first)
+    quiet_trainer(stopping, **arguments).fit(second)
+
+    assert not torch.equal(first.layer.weight, second.layer.weight)

@@ -66,3 +66,11 @@ def test_manual_optimization_is_refused(quiet_trainer, model_class):
     model.automatic_optimization = False
     with pytest.raises(RuntimeError, match="automatic_optimization"):
         quiet_trainer(GradientAccumulationScheduler({0: 2}), enable_checkpointing=False).fit(model)
+
+
+def test_refused_fit_leaves_the_factor_of_the_trainer(quiet_trainer, model_class):
+    trainer = quiet_trainer(GradientAccumulationScheduler({0: 2}), accumulate_grad_batches=4)
+    with pytest.raises(ValueError, match="both set the factor"):
+        trainer.fit(model_class())
+
+    assert trainer.accumulate_grad_batches == 4

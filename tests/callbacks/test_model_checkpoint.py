@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import threading
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 
 from fulmen.callbacks.lambda_function import LambdaCallback
 from fulmen.callbacks.model_checkpoint import ModelCheckpoint
+from fulmen.plugins.io.async_io import AsyncCheckpointIO
+from fulmen.plugins.io.torch_io import TorchCheckpointIO
 from fulmen.utilities.exceptions import MisconfigurationException
 
 
@@ -676,3 +679,46 @@ def test_verbose_says_what_was_saved_with_a_short_score(tmp_path, quiet_trainer,
         quiet_trainer(checkpoint, max_epochs=1).fit(model_class([0.1]))
 
     assert "m.ckpt' (val_loss = 0.1)." in caplog.text
+
+
+# ---- one callback, several runs
+
+
+@pytest.mark.filterwarnings("ignore:The checkpoint folder")
+def test_callback_that_served_another_run_saves_at_the_same_steps_again(quiet_trainer, model_class, tmp_path):
+    checkpoint = ModelCheckpoint(tmp_path, save_last=True)
+    quiet_trainer(checkpoint, max_epochs=1).fit(model_class())
+    model = model_class()
+    quiet_trainer(checkpoint, max_epochs=1).fit(model)
+
+    for path in (checkpoint.best_model_path, checkpoint.last_model_path):
+        assert torch.equal(load(path)["state_dict"]["layer.weight"], model.layer.weight)
+
+
+def test_files_that_are_still_to_be_written_are_not_overwritten(quiet_trainer, model_class, tmp_path):
+    may_write = threading.Event()
+
+    class Waits(TorchCheckpointIO):
+        def save_checkpoint(self, *args, **kwargs):
+            assert may_write.wait(30)
+            super().save_checkpoint(*args, **kwargs)
+
+    class Lets(LambdaCallback):
+        def on_train_end(self, trainer, pl_module):
+            may_write.set()
+
+    checkpoint = ModelCheckpoint(tmp_path, "same", save_top_k=-1, every_n_train_steps=2)
+    quiet_trainer(checkpoint, Lets(), max_epochs=1, plugins=[AsyncCheckpointIO(Waits())]).fit(model_class())
+
+    assert names(tmp_path) == {"same.ckpt", "same-v1.ckpt"}
+
+
+def test_failed_start_writes_nothing_on_exception(quiet_trainer, model_class, tmp_path):
+    class Misspelt(model_class):  # type: ignore[misc, valid-type]  # a fixture
+        def configure_optimizers(self):
+            raise AttributeError("a typo")
+
+    with pytest.raises(AttributeError, match="a typo"):
+        quiet_trainer(ModelCheckpoint(tmp_path, save_on_exception=True, save_last=True)).fit(Misspelt())
+
+    assert names(tmp_path) == set()

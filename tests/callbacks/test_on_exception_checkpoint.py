@@ -49,3 +49,39 @@ def test_other_stages_leave_the_file_alone(quiet_trainer, model_class, tmp_path)
 def test_empty_filename_is_refused(tmp_path):
     with pytest.raises(ValueError, match="cannot be empty"):
         OnExceptionCheckpoint(tmp_path, filename="")
+
+
+def test_fast_dev_run_neither_resumes_from_nor_deletes_the_file(quiet_trainer, model_class, failing_class, tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        quiet_trainer(OnExceptionCheckpoint(tmp_path)).fit(failing_class())
+    trainer = quiet_trainer(OnExceptionCheckpoint(tmp_path), fast_dev_run=True)
+    trainer.fit(model_class())
+
+    assert trainer.global_step == 1
+    assert (tmp_path / "on_exception.ckpt").exists()
+
+
+def test_error_before_training_begins_leaves_the_file_alone(quiet_trainer, model_class, failing_class, tmp_path):
+    class Misspelt(model_class):  # type: ignore[misc, valid-type]  # a fixture
+        def configure_optimizers(self):
+            raise AttributeError("a typo")
+
+    callback = OnExceptionCheckpoint(tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        quiet_trainer(callback).fit(failing_class())
+    with pytest.raises(AttributeError, match="a typo"):
+        quiet_trainer(callback).fit(Misspelt())
+
+    assert torch.load(callback.ckpt_path, weights_only=True)["global_step"] == 6
+
+
+def test_error_in_validate_saves_nothing(quiet_trainer, model_class, tmp_path):
+    class Fails(model_class):  # type: ignore[misc, valid-type]  # a fixture
+        def validation_step(self, batch, batch_idx):
+            raise ZeroDivisionError
+
+    callback = OnExceptionCheckpoint(tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        quiet_trainer(callback).validate(Fails())
+
+    assert list(tmp_path.glob("*.ckpt")) == []

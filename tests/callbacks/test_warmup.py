@@ -150,3 +150,13 @@ def test_no_warmup_changes_nothing(quiet_trainer, recording_class):
     assert fit(quiet_trainer, recording_class(), WarmupLR(0)).used == [0.1] * 12
     assert WarmupLR(0).factor_at(0) == 1.0
     assert not math.isnan(WarmupLR(0.0).factor_at(0))
+
+
+def test_callback_that_served_another_run_warms_up_again(quiet_trainer, recording_class):
+    warmup = WarmupLR(3)
+    models = [recording_class(), recording_class()]
+    for model in models:
+        quiet_trainer(warmup, max_epochs=1, enable_checkpointing=False).fit(model)
+
+    assert models[0].used == models[1].used
+    assert models[1].used[0] < models[1].used[-1]

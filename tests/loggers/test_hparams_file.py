@@ -114,3 +114,11 @@ def test_no_hyperparameters_are_an_empty_mapping(tmp_path):
     write_hparams(str(tmp_path / "hparams.yaml"), {})
 
     assert yaml.safe_load((tmp_path / "hparams.yaml").read_text()) == {}
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.ndarray, torch.Tensor])
+def test_class_of_arrays_is_written_by_its_name(kind):
+    text, inexact = hparams_text({"dtype": kind})
+
+    assert yaml.safe_load(text)["dtype"].endswith(kind.__name__)
+    assert inexact == ["dtype"]

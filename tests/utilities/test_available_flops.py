@@ -60,3 +60,10 @@ def test_a_type_without_a_fast_unit_warns(monkeypatch):
 
 def test_a_cpu_has_no_number():
     assert get_available_flops(torch.device("cpu"), torch.float32) is None
+
+
+def test_part_of_a_chip_is_not_taken_for_the_whole(monkeypatch):
+    named("NVIDIA A100-SXM4-40GB MIG 1g.5gb", monkeypatch)
+
+    with pytest.warns(UserWarning, match="not known here"):
+        assert get_available_flops(CUDA, torch.float16) is None

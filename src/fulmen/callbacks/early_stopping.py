@@ -148,7 +148,9 @@ class EarlyStopping(MetricMonitor):
 
     # ---- hooks
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that the weights can be restored under this strategy."""
+        """Check that the weights can be restored under this strategy, and forget those of another run."""
+        if stage == "fit" and trainer.global_step == 0:
+            self._best_weights = None  # of the module of another run; those of a checkpoint are loaded after this
         if stage == "fit" and self.restore_best_weights and trainer.strategy.restore_checkpoint_after_setup:
             raise MisconfigurationException(
                 f"`EarlyStopping(restore_best_weights=True)` keeps a whole copy of the weights, but"

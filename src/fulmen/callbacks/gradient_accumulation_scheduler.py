@@ -46,6 +46,7 @@ class GradientAccumulationScheduler(Callback):
             )
         self.scheduling = scheduling if 0 in scheduling else {**scheduling, 0: 1}
         self.epochs = sorted(self.scheduling)
+        self._has_set_factor = False
 
     def going_to_accumulate_grad_batches(self) -> bool:
         """Tell whether any factor is above 1."""
@@ -76,9 +77,11 @@ class GradientAccumulationScheduler(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         """Set the factor of this epoch."""
+        self._has_set_factor = True
         trainer.accumulate_grad_batches = self.get_accumulate_grad_batches(trainer.current_epoch)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the trainer as it was, so that it can fit again."""
-        if stage == "fit":
+        if self._has_set_factor:  # else the fit was refused, and the factor is the user's
+            self._has_set_factor = False
             trainer.accumulate_grad_batches = 1

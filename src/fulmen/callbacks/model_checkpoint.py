@@ -147,16 +147,21 @@ class ModelCheckpoint(MetricMonitor, Checkpoint):
         self._own_files: set[str] = set()
         # ---- when to save
         self._batch_trigger = BatchTrigger(self._every_n_train_steps, train_time_interval)
-        self._score_source = ScoreSource(monitor)
-        self._postponed = False  # a save waits for a score
         self._missed_epoch = False  # a save was due in an epoch without validation
+        self._forget_steps()
+        self._batch_end_is_idle = False
+        self._next_look: float = 0  # step before which `on_train_batch_end` has nothing to look at
+        self._validation_ran = False
+
+    def _forget_steps(self) -> None:
+        """Forget at which steps something was saved: another run counts its own."""
+        self._score_source = ScoreSource(self.monitor)
+        self._postponed = False  # a save waits for a score
         self._unscored: tuple[str, int] = ("", -1)  # file written without a score, and at which step
         self._last_global_step_saved = 0  # step whose trigger is dealt with
         self._last_file_step = -1  # step of the newest file of any kind
         self._newest_last_step = -1  # step of the `last` file
-        self._batch_end_is_idle = False
-        self._next_look: float = 0  # step before which `on_train_batch_end` has nothing to look at
-        self._validation_ran = False
+        self._is_training = False  # before, the state of a resumed run is not there yet
 
     def _check_settings(self) -> None:
         triggers = {
@@ -256,13 +261,16 @@ class ModelCheckpoint(MetricMonitor, Checkpoint):
 
     # ---- hooks
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Settle the folder, the same on all ranks."""
+        """Settle the folder, the same on all ranks; begin a fit as if the callback had served no other before."""
+        if stage == "fit":
+            self._forget_steps()
         folder = self.dirpath if self.dirpath is not None else absolute_folder(default_folder(trainer))
         self.dirpath = trainer.strategy.broadcast(folder)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count, and find out before any work is lost whether files can be written."""
         self._validation_ran = self._missed_epoch = False
+        self._is_training = True
         self._batch_trigger.start(trainer)
         self._batch_end_is_idle = self._is_off(trainer) or not self._batch_trigger.is_used
         self._next_look = 0  # the first batch shows whether training logs `monitor`
@@ -341,7 +349,8 @@ class ModelCheckpoint(MetricMonitor, Checkpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save the state at the moment of an exception, if asked to; it is not ranked among the best."""
-        if not self.save_on_exception or self._is_off(trainer) or self._last_file_step == trainer.global_step:
+        is_wanted = self.save_on_exception and self._is_training and not self._is_off(trainer)
+        if not is_wanted or self._last_file_step == trainer.global_step:
             return
         metrics = self._candidates(trainer)
         try:
@@ -501,6 +510,7 @@ class ModelCheckpoint(MetricMonitor, Checkpoint):
     def _remove(self, trainer: Trainer, path: str) -> None:
         if path in self._own_files and self._is_inside_folder(path) and not _is_resumed_from(trainer, path):
             trainer.strategy.remove_checkpoint(path)
+            self._own_files.discard(path)
 
     def _is_inside_folder(self, path: str) -> bool:
         folder = str(self.dirpath)
@@ -552,7 +562,9 @@ class ModelCheckpoint(MetricMonitor, Checkpoint):
         taken: set[str] | frozenset[str] = frozenset(),
     ) -> str:
         def exists(path: str) -> bool:
-            return path in taken or (self._enable_version_counter and self.file_exists(path, trainer))
+            # own files count before they are there: an `AsyncCheckpointIO` may still have to write them
+            is_counted = self._enable_version_counter and (path in self._own_files or self.file_exists(path, trainer))
+            return path in taken or is_counted
 
         name = partial(self.format_checkpoint_name, metrics, template)
         return unused_path(name, exists, self.STARTING_VERSION, allowed)

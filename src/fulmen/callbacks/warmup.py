@@ -85,7 +85,10 @@ class WarmupLR(Callback):
 
     # ---- hooks
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Attach to the optimizers."""
+        """Attach to the optimizers; a run that begins anew warms up anew, though the callback served another."""
+        if trainer.global_step == 0:
+            self._steps_done = []
+            self._num_steps = None if isinstance(self.warmup, float) else self.warmup
         if self._num_steps is None:
             self._num_steps = self._fraction_of(trainer)
         self._optimizers = list(trainer.optimizers)

@@ -67,7 +67,7 @@ def resolve_ckpt_path(
 def _default(trainer: Trainer, *, fn: str, model_provided: bool) -> str | None:
     if fn == "fit":
         # a run that broke down goes on by itself, that is what the callback is for; the first run finds nothing
-        breakdowns = any(_on_exception_file(callback) for callback in trainer.callbacks)
+        breakdowns = not trainer.fast_dev_run and any(_on_exception_file(callback) for callback in trainer.callbacks)
         return _newest_whole(list(_last_files(trainer))) if breakdowns else None
     if model_provided:
         return None

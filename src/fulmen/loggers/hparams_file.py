@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from fulmen.loggers.params import convert_params, qualified_name
+from fulmen.loggers.params import convert_params, is_array, qualified_name
 from fulmen.loggers.text_file import replace_text
 from fulmen.utilities.rank_zero import rank_zero_warn
 from fulmen.utilities.warnings import PossibleUserWarning
@@ -85,7 +85,7 @@ def _flow(value: Any) -> tuple[str, bool]:
         return "[" + ", ".join(item[0] for item in items) + "]", all(item[1] for item in items)
     if isinstance(value, Namespace) or (hasattr(value, "__dataclass_fields__") and not isinstance(value, type)):
         return _flow(convert_params(value))
-    if hasattr(value, "tolist") and hasattr(value, "shape") and torch.Size(value.shape).numel() <= _LARGEST_ARRAY:
+    if is_array(value) and torch.Size(value.shape).numel() <= _LARGEST_ARRAY:
         return _flow(value.tolist())
     return _quoted(qualified_name(value)), False
 

@@ -13,7 +13,15 @@ import torch
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["convert_params", "flatten_dict", "merge_hparams", "qualified_name", "sanitize_params", "to_scalar"]
+__all__ = [
+    "convert_params",
+    "flatten_dict",
+    "is_array",
+    "merge_hparams",
+    "qualified_name",
+    "sanitize_params",
+    "to_scalar",
+]
 
 
 def convert_params(params: Mapping[str, Any] | Namespace | DataclassInstance | None) -> dict[str, Any]:
@@ -94,6 +102,15 @@ def to_scalar(value: Any) -> Any:
     return value.item()  # sync: the row is written by the host
 
 
+def is_array(value: Any) -> bool:
+    """Tell whether a value is a tensor, an array or a NumPy scalar, and not such a class (`dtype=np.float32`).
+
+    Args:
+        value: Any value.
+    """
+    return not isinstance(value, type) and hasattr(value, "tolist") and hasattr(value, "shape")
+
+
 def qualified_name(value: Any) -> str:
     """Name of a class or function, or of the class of any other object.
 
@@ -167,7 +184,7 @@ def _same(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
     if _is_plain_sequence(one) and _is_plain_sequence(other):
         return len(one) == len(other) and all(map(_same, one, other))
-    if hasattr(one, "tolist") and hasattr(other, "tolist"):
+    if is_array(one) and is_array(other):
         return one.shape == other.shape and _same(one.tolist(), other.tolist())
     return bool(one == other) or bool(one != one and other != other)
 

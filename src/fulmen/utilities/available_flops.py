@@ -1,4 +1,9 @@
-"""What a chip could compute in a second, by its name."""
+"""What a chip could compute in a second at most, by its name.
+
+The numbers are theoretical peaks, entered by hand from what the maker publishes for the whole chip. Nobody measured
+them here, and boards with other clocks or power limits differ: where a share of the peak matters, compare with the data
+sheet of the very board, or pass a number of your own.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +18,8 @@ __all__ = ["get_available_flops"]
 _TF32 = "tf32"  # float32 matrix products on Tensor Cores, which round their inputs
 _AS_WORD = r"(?<![a-z0-9]){}(?![a-z0-9]| (?:ti|super|d|laptop)\b)"  # variants have other numbers
 _COLUMNS = (torch.float64, torch.float32, _TF32, torch.bfloat16, torch.float16, torch.int8)
-# In 1e12 operations a second, as the data sheets say: matrix products without sparsity, with sums in 32 bit;
-# 0: the chip has no fast unit for the type.
+# In 1e12 operations a second. float64 and float32: the units for single operations, without Tensor Cores; the others:
+# matrix products on Tensor Cores without sparsity, with sums in 32 bit. 0: the chip has no fast unit for the type.
 _PEAKS: dict[str, tuple[float, ...]] = {
     "b200": (37, 75, 1125, 2250, 2250, 4500),
     "h200": (33.5, 66.9, 494.7, 989.4, 989.4, 1978.9),
@@ -46,11 +51,12 @@ def get_available_flops(device: torch.device, dtype: torch.dtype | str) -> int |
 
     Args:
         device: The GPU.
-        dtype: Type of the factors of matrix products. `torch.float32` means TF32 where
-            `torch.set_float32_matmul_precision` allows it.
+        dtype: Type of the factors of matrix products; for `torch.float64` Tensor Cores are not counted.
+            `torch.float32` means TF32 where `torch.set_float32_matmul_precision` allows it.
 
     Returns:
-        Operations a second; `None` for a CPU, and with a warning for a chip or type that is not in our table.
+        The theoretical peak in operations a second, by what the maker publishes, not measured; `None` for a CPU, and
+        with a warning for a chip or type that is not in our table, or a part of a chip (MIG).
 
     Example::
 
@@ -59,7 +65,8 @@ def get_available_flops(device: torch.device, dtype: torch.dtype | str) -> int |
     if device.type != "cuda":
         return None
     chip = torch.cuda.get_device_name(device)
-    matches = [name for name in _PEAKS if re.search(_AS_WORD.format(name), chip.lower())]
+    is_part = re.search(r"\bmig\b", chip.lower()) is not None
+    matches = [] if is_part else [name for name in _PEAKS if re.search(_AS_WORD.format(name), chip.lower())]
     if not matches:
         rank_zero_warn(
             f"How fast {chip!r} can be is not known here, so no share of it can be given. Pass"

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fulmen.accelerators.mps import MPSAccelerator as MPSAccelerator
     from fulmen.accelerators.registry import ACCELERATOR_REGISTRY as ACCELERATOR_REGISTRY
     from fulmen.accelerators.registry import AcceleratorRegistry as AcceleratorRegistry
+    from fulmen.accelerators.xla import XLAAccelerator as XLAAccelerator
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -24,6 +25,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "CPUAccelerator": "fulmen.accelerators.cpu",
         "CUDAAccelerator": "fulmen.accelerators.cuda",
         "MPSAccelerator": "fulmen.accelerators.mps",
+        "XLAAccelerator": "fulmen.accelerators.xla",
         "find_usable_cuda_devices": "fulmen.accelerators.cuda",
     },
 )

@@ -11,13 +11,17 @@ if TYPE_CHECKING:
     from fulmen.plugins.io.async_io import AsyncCheckpointIO as AsyncCheckpointIO
     from fulmen.plugins.io.checkpoint_io import CheckpointIO as CheckpointIO
     from fulmen.plugins.io.torch_io import TorchCheckpointIO as TorchCheckpointIO
+    from fulmen.plugins.io.xla import XLACheckpointIO as XLACheckpointIO
     from fulmen.plugins.layer_sync import LayerSync as LayerSync
     from fulmen.plugins.layer_sync import TorchSyncBatchNorm as TorchSyncBatchNorm
     from fulmen.plugins.precision.amp import MixedPrecision as MixedPrecision
     from fulmen.plugins.precision.bitsandbytes import BitsandbytesPrecision as BitsandbytesPrecision
     from fulmen.plugins.precision.double import DoublePrecision as DoublePrecision
+    from fulmen.plugins.precision.float8 import Float8Precision as Float8Precision
     from fulmen.plugins.precision.half import HalfPrecision as HalfPrecision
     from fulmen.plugins.precision.precision import Precision as Precision
+    from fulmen.plugins.precision.transformer_engine import TransformerEnginePrecision as TransformerEnginePrecision
+    from fulmen.plugins.precision.xla import XLAPrecision as XLAPrecision
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -27,11 +31,15 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "CheckpointIO": "fulmen.plugins.io.checkpoint_io",
         "ClusterEnvironment": "fulmen.plugins.environments.cluster_environment",
         "DoublePrecision": "fulmen.plugins.precision.double",
+        "Float8Precision": "fulmen.plugins.precision.float8",
         "HalfPrecision": "fulmen.plugins.precision.half",
         "LayerSync": "fulmen.plugins.layer_sync",
         "MixedPrecision": "fulmen.plugins.precision.amp",
         "Precision": "fulmen.plugins.precision.precision",
         "TorchCheckpointIO": "fulmen.plugins.io.torch_io",
         "TorchSyncBatchNorm": "fulmen.plugins.layer_sync",
+        "TransformerEnginePrecision": "fulmen.plugins.precision.transformer_engine",
+        "XLACheckpointIO": "fulmen.plugins.io.xla",
+        "XLAPrecision": "fulmen.plugins.precision.xla",
     },
 )

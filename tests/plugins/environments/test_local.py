@@ -62,6 +62,18 @@ def test_rank_is_noted_for_the_rank_zero_functions(monkeypatch):
     assert (environment.global_rank(), environment.world_size(), rank_zero_only.rank) == (3, 4, 3)
 
 
+@pytest.mark.parametrize("name", ["main_address", "main_port"])
+def test_several_machines_must_be_told_where_to_meet(monkeypatch, name):
+    environment = LightningEnvironment()
+    environment.validate_settings(num_devices=1, num_nodes=2)
+
+    with pytest.raises(RuntimeError, match=r"`num_nodes=2` without the environment variable `MASTER_(ADDR|PORT)`"):
+        getattr(environment, name)
+    monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "1234")
+    assert (environment.main_address, environment.main_port) == ("10.0.0.1", 1234)
+
+
 def test_teardown_removes_the_world_size(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
 

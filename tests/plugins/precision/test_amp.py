@@ -8,8 +8,11 @@ import pytest
 import torch
 from torch import nn
 from torch.amp import GradScaler
+from torch.utils.data import DataLoader
 
-from fulmen.plugins.precision import MixedPrecision
+from fulmen.core.module import LightningModule
+from fulmen.plugins.precision import MixedPrecision, Precision
+from fulmen.trainer.trainer import Trainer
 from fulmen.utilities.exceptions import MisconfigurationException
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -244,6 +247,92 @@ def test_a_scaler_without_state_in_the_checkpoint_keeps_its_own():
     assert precision.scaler.get_scale() == 1024.0
 
 
+def test_the_state_of_a_scaler_is_left_out_where_none_is_used(caplog):
+    precision, _, _ = scaled_setup()
+
+    with caplog.at_level("INFO"):
+        MixedPrecision("bf16-mixed", "cpu").load_state_dict(precision.state_dict())
+
+    assert "precision='bf16-mixed'` does not need: it is left out" in caplog.text
+
+
+def test_a_state_that_is_not_of_a_scaler_is_refused():
+    precision, _, _ = scaled_setup()
+
+    with pytest.raises(ValueError, match=r"lacks '_growth_tracker', .*it has \['loss_scale'\].*start with a new scale"):
+        precision.load_state_dict({"loss_scale": 4.0})
+
+
+def test_resumed_scaling_goes_on_as_without_a_break():
+    def steps(precision, model, optimizer, factors):
+        for factor in factors:
+            optimizer.zero_grad()
+            backward(precision, model, optimizer, factor)
+            precision.unscale_gradients(optimizer)
+            precision.optimizer_step(optimizer, model)
+
+    whole, whole_model, whole_optimizer = scaled_setup(growth_interval=3)
+    first, model, optimizer = scaled_setup(growth_interval=3)
+    second, _, _ = scaled_setup(growth_interval=7, init_scale=2.0)
+    factors = [1.0, float("inf"), 1.0, 1.0, 1.0]
+
+    steps(whole, whole_model, whole_optimizer, factors)
+    steps(first, model, optimizer, factors[:3])
+    second.load_state_dict(first.state_dict())
+    steps(second, model, optimizer, factors[3:])
+
+    assert second.state_dict() == whole.state_dict()
+    assert second.scaler.get_scale() == 1024.0
+    assert torch.equal(model.weight, whole_model.weight)
+
+
+class Linear(LightningModule):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 1)
+        self.losses: list[float] = []
+
+    def training_step(self, batch):
+        loss = self.layer(batch).float().square().mean()
+        self.losses.append(loss.item())
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+def test_the_trainer_keeps_the_scale_over_a_checkpoint(tmp_path):
+    data: Any = torch.randn(8, 4)
+
+    def fit(epochs, ckpt_path=None):
+        precision = MixedPrecision("16-mixed", "cpu", GradScaler("cpu", init_scale=64.0, growth_interval=3))
+        model = Linear()
+        trainer = Trainer(
+            accelerator="cpu",
+            max_epochs=epochs,
+            plugins=precision,
+            gradient_clip_val=0.5,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+        )
+        trainer.fit(model, DataLoader(data, batch_size=4), ckpt_path=ckpt_path)
+        return trainer, model, precision
+
+    _, whole, whole_precision = fit(4)
+    trainer, _, _ = fit(2)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    saved = torch.load(tmp_path / "a.ckpt", weights_only=True)["MixedPrecision"]
+    _, rest, precision = fit(4, tmp_path / "a.ckpt")
+
+    assert (saved["scale"], saved["_growth_tracker"]) == (128.0, 1)
+    assert precision.state_dict() == whole_precision.state_dict()
+    assert rest.losses == whole.losses[4:]
+
+
 def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match="'16-mixed', 'bf16-mixed'"):
         MixedPrecision("16-true", "cpu")  # type: ignore[arg-type]  # that is the point
@@ -290,3 +379,30 @@ def test_infinite_gradients_on_a_gpu_leave_a_fused_step_out():
 
     assert torch.equal(model.weight, before)
     assert precision.scaler.get_scale() == 512.0
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("name", ["bf16-mixed", "16-mixed"])
+def test_a_transformer_block_on_a_gpu_follows_32_bit(name):
+    def train(precision):
+        torch.manual_seed(0)
+        block: Any = nn.TransformerEncoderLayer(64, 4, 128, dropout=0.0, batch_first=True).cuda()
+        optimizer = torch.optim.AdamW(block.parameters(), lr=1e-3)
+        x = torch.randn(8, 16, 64, device="cuda")
+        losses = []
+        for _ in range(20):
+            optimizer.zero_grad()
+            with precision.train_step_context():
+                loss = (block(x).float() - x.roll(1, 1)).square().mean()
+            precision.backward(precision.pre_backward(loss, block), block, optimizer)
+            precision.unscale_gradients(optimizer)
+            precision.clip_gradients(optimizer, 1.0)
+            precision.optimizer_step(optimizer, block)
+            losses.append(loss.item())
+        return losses
+
+    losses = train(MixedPrecision(name, "cuda"))
+
+    # with float16 the first steps may be left out, until the scale is low enough
+    assert losses[-1] == pytest.approx(train(Precision())[-1], rel=0.02 if name == "bf16-mixed" else 0.1)

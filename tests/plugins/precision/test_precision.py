@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 from fulmen.core.hooks import CheckpointHooks
 from fulmen.core.module import LightningModule
 from fulmen.plugins.precision import (
-    BitsandbytesPrecision,
     DoublePrecision,
     HalfPrecision,
     MixedPrecision,
@@ -20,7 +19,6 @@ from fulmen.plugins.precision import (
 )
 from fulmen.trainer.trainer import Trainer
 from fulmen.utilities.enums import GradClipAlgorithmType
-from fulmen.utilities.exceptions import MisconfigurationException
 
 
 def all_precisions():
@@ -118,6 +116,10 @@ def test_a_subclass_that_overrides_a_step_method_is_not_plain():
         def val_step_context(self):
             return super().val_step_context()
 
+    class OwnOutput(Precision):
+        def convert_output(self, data):
+            return data
+
     class OwnCheckpoint(Precision):
         def state_dict(self):
             return {"a": 1}
@@ -126,6 +128,7 @@ def test_a_subclass_that_overrides_a_step_method_is_not_plain():
     replaced.optimizer_step = lambda *args, **kwargs: None
 
     assert not OwnContext().is_plain
+    assert not OwnOutput().is_plain
     assert not replaced.is_plain
     assert OwnCheckpoint().is_plain
 
@@ -178,6 +181,17 @@ def test_a_bound_of_zero_or_less_does_not_clip(clip_val):
     assert model.weight.grad.tolist() == [3.0, -4.0]
 
 
+def test_a_step_and_a_backward_need_no_more_than_what_fabric_passes():
+    model, optimizer = with_gradients()
+
+    for precision in all_precisions():
+        optimizer.zero_grad()
+        precision.backward(precision.pre_backward(model.weight.sum(), model), model)
+        precision.optimizer_step(optimizer)
+
+    assert model.weight.tolist() == [3.0 - len(all_precisions()), 4.0 - len(all_precisions())]
+
+
 def test_optimizer_step_hands_the_closure_over():
     model, optimizer = with_gradients()
 
@@ -210,11 +224,6 @@ def test_a_precision_takes_part_in_checkpoints_as_modules_do():
     assert all(isinstance(precision, CheckpointHooks) for precision in all_precisions())
     assert issubclass(LightningModule, CheckpointHooks)
     assert checkpoint == {"a": 1}
-
-
-def test_bitsandbytes_is_refused_with_a_way_out():
-    with pytest.raises(MisconfigurationException, match=r"BitsandbytesPrecision\(mode='nf4'\).*bf16-true"):
-        BitsandbytesPrecision("nf4")
 
 
 @pytest.mark.parametrize(

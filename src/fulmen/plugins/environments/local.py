@@ -22,6 +22,7 @@ class LightningEnvironment(ClusterEnvironment):
         self._main_port: int | None = None
         self._global_rank = 0
         self._world_size = 1
+        self._num_nodes = 1
 
     @property
     def creates_processes_externally(self) -> bool:
@@ -30,13 +31,24 @@ class LightningEnvironment(ClusterEnvironment):
 
     @property
     def main_address(self) -> str:
-        """`MASTER_ADDR`, else this machine."""
+        """`MASTER_ADDR`, else this machine.
+
+        Raises:
+            RuntimeError: The run is on several machines, and the variable is not set.
+        """
+        self._require_on_several_machines("MASTER_ADDR", meaning="the address of the machine with `NODE_RANK=0`")
         return os.environ.get("MASTER_ADDR", "127.0.0.1")
 
     @property
     def main_port(self) -> int:
-        """`MASTER_PORT`, else a free port, the same at every call."""
+        """`MASTER_PORT`, else a free port, the same at every call.
+
+        Raises:
+            RuntimeError: The run is on several machines, and the variable is not set.
+        """
         if self._main_port is None:
+            if "STANDALONE_PORT" not in os.environ:
+                self._require_on_several_machines("MASTER_PORT", meaning="a free port on that with `NODE_RANK=0`")
             self._main_port = int(os.environ.get("MASTER_PORT", 0)) or find_free_network_port()
         return self._main_port
 
@@ -70,9 +82,26 @@ class LightningEnvironment(ClusterEnvironment):
         """Return `NODE_RANK`, else `GROUP_RANK`, else 0."""
         return int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", 0)))
 
+    def validate_settings(self, num_devices: int, num_nodes: int) -> None:
+        """Note the number of machines; what several need is checked when the processes look for each other.
+
+        Args:
+            num_devices: Devices per machine, as given to the Trainer.
+            num_nodes: Machines, as given to the Trainer.
+        """
+        self._num_nodes = num_nodes
+
     def teardown(self) -> None:
         """Remove `WORLD_SIZE`, which the processes of this run had in common."""
         os.environ.pop("WORLD_SIZE", None)
+
+    def _require_on_several_machines(self, variable: str, *, meaning: str) -> None:
+        if self._num_nodes > 1 and not os.environ.get(variable):
+            raise RuntimeError(
+                f"`num_nodes={self._num_nodes}` without the environment variable `{variable}`: the machines cannot"
+                f" find each other. Start the program on each of them with `{variable}` ({meaning}), `MASTER_ADDR`,"
+                " `MASTER_PORT` and its own `NODE_RANK`, or start it through torchrun or a cluster's launcher."
+            )
 
 
 def find_free_network_port() -> int:

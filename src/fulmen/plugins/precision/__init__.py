@@ -10,16 +10,22 @@ if TYPE_CHECKING:
     from fulmen.plugins.precision.amp import MixedPrecision as MixedPrecision
     from fulmen.plugins.precision.bitsandbytes import BitsandbytesPrecision as BitsandbytesPrecision
     from fulmen.plugins.precision.double import DoublePrecision as DoublePrecision
+    from fulmen.plugins.precision.float8 import Float8Precision as Float8Precision
     from fulmen.plugins.precision.half import HalfPrecision as HalfPrecision
     from fulmen.plugins.precision.precision import Precision as Precision
+    from fulmen.plugins.precision.transformer_engine import TransformerEnginePrecision as TransformerEnginePrecision
+    from fulmen.plugins.precision.xla import XLAPrecision as XLAPrecision
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "BitsandbytesPrecision": "fulmen.plugins.precision.bitsandbytes",
         "DoublePrecision": "fulmen.plugins.precision.double",
+        "Float8Precision": "fulmen.plugins.precision.float8",
         "HalfPrecision": "fulmen.plugins.precision.half",
         "MixedPrecision": "fulmen.plugins.precision.amp",
         "Precision": "fulmen.plugins.precision.precision",
+        "TransformerEnginePrecision": "fulmen.plugins.precision.transformer_engine",
+        "XLAPrecision": "fulmen.plugins.precision.xla",
     },
 )

@@ -16,6 +16,7 @@ from fulmen.plugins.precision.contexts import ReusableAutocast, convert_floats
 from fulmen.plugins.precision.precision import Precision
 from fulmen.utilities.enums import GradClipAlgorithmType
 from fulmen.utilities.exceptions import MisconfigurationException
+from fulmen.utilities.rank_zero import rank_zero_info
 
 __all__ = ["MixedPrecision"]
 
@@ -28,6 +29,9 @@ class MixedPrecision(Precision):
     With "16-mixed" small gradients would vanish, so the loss is multiplied by a factor and the gradients are divided by
     it. A step whose gradients are not finite is left out and the factor lowered. The factor is adapted after the step
     of an optimizer, unless another one has unscaled gradients that wait for their step.
+
+    Autocast keeps no cache of converted weights, for the Trainer as for Fabric, where Lightning keeps one: it saves
+    nothing where each weight is used once, and after a step inside the block it would go on with the weights of before.
 
     Args:
         precision: "16-mixed" (float16) or "bf16-mixed" (bfloat16, needs no scaling).
@@ -58,8 +62,6 @@ class MixedPrecision(Precision):
         self.device = device
         self.scaler = scaler
         self._dtype = _DTYPES[precision]
-        # The cache of converted weights saves nothing where each is used once, and holds on to stale ones where
-        # weights change inside the block (e.g. an optimizer step in manual optimization).
         self._context = ReusableAutocast(device, self._dtype, cache_enabled=False)
         self._num_backwards = 0
         # Since the scaler was adapted, by id of the optimizer: backward passes before its unscaling; who stepped.
@@ -132,7 +134,7 @@ class MixedPrecision(Precision):
         super().clip_gradients(optimizer, clip_val, gradient_clip_algorithm)
 
     def optimizer_step(
-        self, optimizer: Any, model: Any, closure: Callable[[], Any] | None = None, **kwargs: Any
+        self, optimizer: Any, model: Any = None, closure: Callable[[], Any] | None = None, **kwargs: Any
     ) -> Any:
         """Update the parameters, if the gradients are finite.
 
@@ -166,9 +168,30 @@ class MixedPrecision(Precision):
         return {} if self.scaler is None else self.scaler.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the state of a scaler."""
-        if self.scaler is not None and state_dict:
-            self.scaler.load_state_dict(state_dict)
+        """Take over the state of a scaler; an empty one leaves the scaler as it is.
+
+        Args:
+            state_dict: What `state_dict` returned in an earlier run.
+
+        Raises:
+            ValueError: It is not the state of a gradient scaler.
+        """
+        if not state_dict:
+            return
+        if self.scaler is None:
+            rank_zero_info(
+                f"The checkpoint holds the state of a gradient scaler, which `precision={self.precision!r}` does not"
+                " need: it is left out."
+            )
+            return
+        missing = sorted(self.scaler.state_dict().keys() - state_dict.keys())
+        if missing:
+            raise ValueError(
+                f"The state of the gradient scaler lacks {', '.join(map(repr, missing))}; it has {sorted(state_dict)},"
+                f" so it is not that of a `{type(self.scaler).__name__}`. Continue with the precision plugin that wrote"
+                " the checkpoint, or remove its entry 'MixedPrecision' to start with a new scale."
+            )
+        self.scaler.load_state_dict(state_dict)
 
     def _scaled_step(self, scaler: GradScaler, optimizer: Optimizer, **kwargs: Any) -> None:
         if id(optimizer) in self._stepped:

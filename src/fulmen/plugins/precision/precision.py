@@ -17,6 +17,7 @@ __all__ = ["Precision"]
 
 _STEP_METHODS = (
     "convert_input",
+    "convert_output",
     "forward_context",
     "train_step_context",
     "val_step_context",
@@ -44,6 +45,9 @@ class Precision(CheckpointHooks):
 
     precision: str = "32-true"
     """The name under which `Trainer(precision=...)` knows it."""
+
+    changes_state_dict: bool = False
+    """Whether `convert_module` adds or reshapes entries, so that a checkpoint can be loaded only after it."""
 
     @property
     def is_plain(self) -> bool:
@@ -147,7 +151,7 @@ class Precision(CheckpointHooks):
         """
         return tensor
 
-    def backward(self, tensor: Tensor, model: Any, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+    def backward(self, tensor: Tensor, model: Any, optimizer: Any = None, *args: Any, **kwargs: Any) -> None:
         """Run the backward pass: by the module's own `backward` if it has one.
 
         Args:
@@ -224,13 +228,13 @@ class Precision(CheckpointHooks):
         torch.nn.utils.clip_grad_norm_(list(self.main_params(optimizer)), clip_val)
 
     def optimizer_step(
-        self, optimizer: Any, model: Any, closure: Callable[[], Any] | None = None, **kwargs: Any
+        self, optimizer: Any, model: Any = None, closure: Callable[[], Any] | None = None, **kwargs: Any
     ) -> Any:
         """Update the parameters.
 
         Args:
             optimizer: The optimizer, not wrapped.
-            model: The user's module.
+            model: The user's module; not used here.
             closure: Computes gradients; without it they are there already.
             kwargs: Further arguments of the optimizer's `step`.
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from fulmen.strategies.data_parallel import DataParallelStrategy
+from fulmen.strategies.ddp import DDPStrategy
 from fulmen.strategies.single_device import SingleDeviceStrategy
+from fulmen.strategies.single_xla import SingleDeviceXLAStrategy
 from fulmen.strategies.strategy import Strategy
+from fulmen.strategies.xla import XLAStrategy
 from fulmen.utilities.registry import Registry
 
 __all__ = ["STRATEGY_REGISTRY", "StrategyNames", "StrategyRegistry"]
@@ -70,4 +74,5 @@ class StrategyNames(Registry[Strategy]):
 
 
 StrategyRegistry = STRATEGY_REGISTRY = StrategyNames()
-SingleDeviceStrategy.register_strategies(STRATEGY_REGISTRY)
+for _strategy in (SingleDeviceStrategy, DDPStrategy, DataParallelStrategy, SingleDeviceXLAStrategy, XLAStrategy):
+    _strategy.register_strategies(STRATEGY_REGISTRY)

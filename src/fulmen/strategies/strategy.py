@@ -1,11 +1,11 @@
-"""The verbs of training: where, prepare, step, talk, keep. Each has a body for one process."""
+"""The verbs of training: where, prepare, step, keep (talk is in `communication.py`), with bodies for one process."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from fulmen.accelerators.registry import ACCELERATOR_REGISTRY
 from fulmen.plugins.io.torch_io import TorchCheckpointIO
 from fulmen.plugins.precision.precision import Precision
+from fulmen.strategies.communication import Communication
 from fulmen.strategies.empty_init import EmptyInit
 from fulmen.strategies.trainer_side import TrainerSide
 from fulmen.utilities.state_names import named_as_in, without_compiler_names
@@ -25,19 +26,19 @@ if TYPE_CHECKING:
     from fulmen.plugins.environments.cluster_environment import ClusterEnvironment
     from fulmen.plugins.io.checkpoint_io import CheckpointIO
     from fulmen.plugins.layer_sync import LayerSync
+    from fulmen.strategies.launchers.launcher import Launcher
     from fulmen.utilities.registry import Registry
     from fulmen.utilities.types import _PATH
 
 __all__ = ["Strategy"]
 
-T = TypeVar("T")
 
-
-class Strategy(TrainerSide, ABC):
+class Strategy(TrainerSide, Communication, ABC):
     """How a module is trained on the devices of a run: who computes what, who talks to whom, who keeps what.
 
     A new strategy must say `root_device` and overrides what it does in its own way; the bodies here are right for one
-    process and one device. Methods that know of a run and its module are in `TrainerSide`.
+    process and one device. Methods that know of a run and its module are in `TrainerSide`, what processes say to each
+    other is in `Communication`.
 
     Args:
         accelerator: The kind of hardware; by default that of `root_device`.
@@ -161,16 +162,6 @@ class Strategy(TrainerSide, ABC):
         return 1
 
     @property
-    def world_size(self) -> int:
-        """Number of processes."""
-        return 1
-
-    @property
-    def global_rank(self) -> int:
-        """Number of this process among all."""
-        return 0
-
-    @property
     def local_rank(self) -> int:
         """Number of this process on its machine."""
         return 0
@@ -186,7 +177,7 @@ class Strategy(TrainerSide, ABC):
         return self.global_rank == 0
 
     @property
-    def launcher(self) -> Any:
+    def launcher(self) -> Launcher | None:
         """Starts the processes; `None` if there is nothing to start."""
         return None
 
@@ -376,65 +367,6 @@ class Strategy(TrainerSide, ABC):
             return
         self.precision_plugin.unscale_gradients(optimizer)
         torch.nn.utils.clip_grad_value_(list(self.precision_plugin.main_params(optimizer)), clip_val)
-
-    # ---- talk
-
-    def all_reduce(self, tensor: Any, group: Any | None = None, reduce_op: Any = "mean") -> Any:
-        """Reduce a value over all processes.
-
-        Args:
-            tensor: The value of this process.
-            group: The processes; all by default.
-            reduce_op: "mean", "sum" or an operator of `torch.distributed`.
-
-        Returns:
-            The reduced value; with one process the value itself.
-        """
-        return tensor
-
-    def all_gather(self, tensor: Tensor, group: Any | None = None, sync_grads: bool = False) -> Tensor:
-        """Stack the tensors of all processes.
-
-        Args:
-            tensor: The tensor of this process.
-            group: The processes; all by default.
-            sync_grads: Let gradients flow back.
-
-        Returns:
-            A tensor with a first dimension of the size of the world; with one process the tensor itself.
-        """
-        return tensor
-
-    def broadcast(self, obj: T, src: int = 0) -> T:
-        """Send an object from one process to all.
-
-        Args:
-            obj: The object.
-            src: The rank that sends.
-
-        Returns:
-            The object of rank `src`.
-        """
-        return obj
-
-    def barrier(self, name: str | None = None) -> None:
-        """Wait for all processes.
-
-        Args:
-            name: What for; appears in reports of hangs.
-        """
-
-    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
-        """Decide together.
-
-        Args:
-            decision: The opinion of this process.
-            all: Whether all must agree; otherwise one is enough.
-
-        Returns:
-            The decision.
-        """
-        return decision
 
     # ---- keep
 

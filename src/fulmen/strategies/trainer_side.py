@@ -113,12 +113,20 @@ class TrainerSide:
         self.accelerator.setup(trainer)
         self._model = self.precision_plugin.convert_module(self._model)
         self.model_to_device()
-        self._model = self.setup_module(self._model)
+        self.prepare_model(trainer)
         if trainer.state.fn == "fit":
             self.setup_optimizers(trainer)
         self.setup_precision_plugin()
         for optimizer in self._optimizers:
             move_optimizer_state(optimizer, self.root_device)
+
+    def prepare_model(self, trainer: Any) -> None:
+        """Wrap the module, on its device, for the run.
+
+        Args:
+            trainer: The running Trainer.
+        """
+        self._model = self.setup_module(self._model)
 
     def setup_optimizers(self, trainer: Any) -> None:
         """Take the optimizers and schedulers that the user configured.

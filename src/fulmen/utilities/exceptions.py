@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DamagedFileError", "MisconfigurationException", "SIGTERMException"]
+__all__ = ["DamagedFileError", "MisconfigurationException", "RankFailedError", "SIGTERMException"]
 
 
 class MisconfigurationException(Exception):
@@ -15,3 +15,17 @@ class SIGTERMException(SystemExit):
 
 class DamagedFileError(RuntimeError):
     """A file that is truncated or whose content does not match its checksums."""
+
+
+class RankFailedError(RuntimeError):
+    """Another process of this run failed, so this one cannot go on.
+
+    The message ends with the traceback of the process that failed first.
+
+    Attributes:
+        rank: The process that failed first; `None` if it is not known.
+    """
+
+    def __init__(self, message: str, rank: int | None = None) -> None:
+        super().__init__(message)
+        self.rank = rank

@@ -22,7 +22,8 @@ from fulmen.data.position import (
     set_generator_states,
     start_workers,
 )
-from fulmen.data.sampler import set_sampler_epoch
+from fulmen.data.sampler import LastBatch, set_sampler_epoch
+from fulmen.data.shard import Ranks, Shard, agree_on_order, order_of
 from fulmen.utilities.rank_zero import rank_zero_warn
 from fulmen.utilities.seed import isolate_rng, set_rng_states
 
@@ -47,6 +48,8 @@ class TrainBatches:
         loader: The loaders, combined in any mode but `"sequential"`.
         limit: The most batches of an epoch: a number of batches, not a fraction.
         wrap_next: Wraps the function that fetches the next batch.
+        ranks: The processes that train together: they open each epoch with the same order of samples, and end it
+            together. Every one of them has to do the same with its object.
 
     Attributes:
         loader: The combined loader.
@@ -61,12 +64,20 @@ class TrainBatches:
         list(batches)  # [(1, 0, False), (2, 1, True)]
     """
 
-    def __init__(self, loader: CombinedLoader, *, limit: int | float = inf, wrap_next: WrapNext | None = None) -> None:
+    def __init__(
+        self,
+        loader: CombinedLoader,
+        *,
+        limit: int | float = inf,
+        wrap_next: WrapNext | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
         # settings
         self.loader = loader
         self.num_batches: int | float = min(limit, loader.total_batches())
         self.is_sized = all(length_of(each) < inf for each in loader.flattened)
         self._wrap_next = wrap_next
+        self._ranks = _several(ranks)
         self._is_fetched_by_workers = all(getattr(each, "num_workers", 0) > 0 for each in loader.flattened)
         self._stateful = [each for each in loader.flattened if is_stateful(each)]
         # With a loader that starts again or ends before the others, states alone do not tell where the whole stands.
@@ -75,6 +86,7 @@ class TrainBatches:
         )
         # state
         self.ended_early = False
+        self._has_warned_uneven = False
         self._epoch = 0
         self._position = LoaderPosition()
         self._raw_rng_before_ahead: tuple[Any, ...] | None = None
@@ -88,6 +100,31 @@ class TrainBatches:
         self._live_workers: list[bool] = []
         self._restarts_to_repeat: dict[int, tuple[int, dict[str, Any]]] | None = None  # None: not replaying
         self._opened: _Opened | None = None
+
+    # ---- the last batch on several ranks
+
+    @property
+    def last_weight(self) -> float:
+        """What the loss of this rank's last batch is to be multiplied with.
+
+        The mean over ranks is the mean over all samples of the last batches then: 1.0 if all ranks have equally many,
+        0.0 if this rank repeats a sample because there was none left for it. With several loaders it is known only if
+        they end together and agree about it, and 1.0 otherwise.
+        """
+        weights = {1.0 if last is None else last.last_weight for last in self._last_batches()}
+        return weights.pop() if len(weights) == 1 else 1.0
+
+    @property
+    def last_size(self) -> int | None:
+        """The number of samples in this rank's last batch if it is not full: 0 if it is a repetition. Else `None`."""
+        sizes = {None if last is None else last.last_size for last in self._last_batches()}
+        return sizes.pop() if len(sizes) == 1 else None
+
+    def _last_batches(self) -> list[LastBatch | None]:
+        """For each loader, what its sampler knows about the last batch of the epoch."""
+        return [
+            _sampler_that_knows(each) if length_of(each) == self.num_batches else None for each in self.loader.flattened
+        ]
 
     # ---- epochs
 
@@ -140,10 +177,15 @@ class TrainBatches:
         if batch_idx > last:
             return
         position = self._position
+        together = self._ranks is not None
         if batch is _NOT_FETCHED:
             batch = next(source, _END)
+            if together:
+                batch = self._agreed(batch, batch_idx)
         while batch is not _END:
             following = self._fetch_ahead(source) if batch_idx < last else _END
+            if together and batch_idx < last:
+                following = self._agreed(following, batch_idx + 1)
             position.batches = batch_idx + 1
             position.is_over = following is _END
             position.is_ahead = not position.is_over
@@ -159,6 +201,19 @@ class TrainBatches:
         self._raw_rng_before_ahead, self._states_before_ahead = rng, states
         return batch
 
+    def _agreed(self, batch: Any, batch_idx: int) -> Any:
+        """The batch if all ranks have one, so that they end together."""
+        ranks, has_one = self._ranks, batch is not _END
+        if ranks is None or ranks.agree([int(has_one)], "min")[0]:
+            return batch
+        self._position.drawn_before += has_one  # it is lost
+        if not self._has_warned_uneven:
+            have = ranks.gather_objects(has_one)
+            if any(have):
+                self._has_warned_uneven = True
+                _warn_uneven_end(have, batch_idx)
+        return _END
+
     def _open_new_epoch(self) -> _Opened:
         self._raw_rng_before_ahead, self._states_before_ahead = None, None
         self._num_restarts, self._raw_restarts = {}, {}
@@ -168,6 +223,9 @@ class TrainBatches:
 
     def _source(self) -> Iterator[Any]:
         loader = self.loader
+        if self._ranks is not None:
+            for each in loader.flattened:
+                agree_on_order(each, self._ranks)
         if loader.is_single:
             return iter(loader.flattened[0])
         limits = loader.limits or [inf] * len(loader.flattened)
@@ -175,6 +233,8 @@ class TrainBatches:
 
     def _before_restart(self, index: int) -> None:
         """Keep the generators of this process: a shuffled loader takes its new order from them."""
+        if self._ranks is not None:  # without lengths, ranks may come here after different numbers of batches
+            agree_on_order(self.loader.flattened[index], self._ranks, may_talk=self.is_sized)
         number = self._num_restarts.get(index, 0) + 1
         self._num_restarts[index] = number
         if self._restarts_to_repeat is None:
@@ -190,6 +250,8 @@ class TrainBatches:
         if running is not None:
             running.close()
         self._opened = None
+        for each in self.loader.flattened:
+            agree_on_order(each, None)
         self.loader.reset()
 
     # ---- going on inside an epoch
@@ -212,7 +274,13 @@ class TrainBatches:
             "position": position.state_dict(),
             "generators": generator_states(loaders),
             "live_workers": has_live_workers(loaders),
+            # For a run on another number of ranks: `batches` of the position are those of one rank.
+            "num_replicas": self._num_replicas(),
+            "batch_size": [_global_batch_size(each) for each in loaders],
         }
+
+    def _num_replicas(self) -> int:
+        return 1 if self._ranks is None else Shard.of(self._ranks).num_replicas
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned; the next pass goes on from there if it is of the same epoch.
@@ -334,20 +402,38 @@ class EvalBatches:
         loader: The loaders, combined in any mode.
         limits: The most batches from each loader: numbers of batches, not fractions. An empty list: nothing is run.
         wrap_next: Wraps the function that fetches the next batch.
+        ranks: The processes that evaluate together; every one of them has to make such an object and run its passes.
 
     Attributes:
         loader: The combined loader.
-        num_batches: The most batches of each loader, `inf` where it is not known.
+        num_batches: The most batches of each loader on this rank, `inf` where it is not known.
+        global_num_batches: For each loader, the most batches of each rank.
+        has_any: There is a batch on some rank.
+        shards: For each loader, which part of its batches this rank has; `None` if it was not divided among ranks.
+        is_sharded: Every loader was divided, so that batch i of rank r is batch i * W + r of one process.
 
     Raises:
         ValueError: There is not one limit for each loader.
     """
 
-    def __init__(self, loader: CombinedLoader, limits: list[int | float], *, wrap_next: WrapNext | None = None) -> None:
+    def __init__(
+        self,
+        loader: CombinedLoader,
+        limits: list[int | float],
+        *,
+        wrap_next: WrapNext | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
         # settings
         self.loader = loader
         self.num_batches = [min(a, b) for a, b in zip(limits, loader.lengths(), strict=True)] if limits else []
         self._wrap_next = wrap_next
+        self._ranks = _several(ranks)
+        of_ranks = [self.num_batches] if self._ranks is None else self._ranks.gather_objects(self.num_batches)
+        self.global_num_batches: list[list[int | float]] = [list(numbers) for numbers in zip(*of_ranks, strict=True)]
+        self.has_any = any(number > 0 for numbers in self.global_num_batches for number in numbers)
+        self.shards = [_shard_of(each) for each in loader.flattened]
+        self.is_sharded = None not in self.shards
         # state
         self._live_workers: list[bool] = []
         self._running: weakref.ref[Generator[tuple[Any, int, int], None, None]] | None = None
@@ -361,6 +447,16 @@ class EvalBatches:
         for loader in self.loader.flattened:
             set_sampler_epoch(loader, epoch)
 
+    def global_batch_idx(self, batch_idx: int, dataloader_idx: int = 0) -> int:
+        """Return the index that a batch of this rank would have in a single process.
+
+        Args:
+            batch_idx: Its index on this rank.
+            dataloader_idx: Index of the loader. If it was not divided among ranks, the index stays as it is.
+        """
+        shard = self.shards[dataloader_idx]
+        return batch_idx if shard is None else shard.global_idx(batch_idx)
+
     def __iter__(self) -> Generator[tuple[Any, int, int], None, None]:
         """Start a pass; in the mode `"sequential"` each loader is opened when its turn comes."""
         if self._live_workers:
@@ -369,9 +465,28 @@ class EvalBatches:
                 start_workers(self.loader.flattened, self._live_workers)
             set_generator_states(self.loader.flattened, generators)
             self._live_workers = []
+        if self._ranks is not None:
+            self._agree_on_orders()
         running = self._sequential() if self.loader.mode == "sequential" else self._together()
         self._running = weakref.ref(running)
         return running
+
+    def _agree_on_orders(self) -> None:
+        """Prepare the same order of samples on all ranks.
+
+        Of one loader it is drawn where one process would draw it. Of several loaders all orders are drawn now: ranks
+        come to the next loader at different times, and may talk about other things in between.
+        """
+        is_single = len(self.loader.flattened) == 1
+        for loader, numbers in zip(self.loader.flattened, self.global_num_batches, strict=False):
+            order = order_of(loader)
+            if order is None or max(numbers) == 0:
+                continue
+            order.agree_on_next_pass(self._ranks)
+            if not is_single:
+                order.draw()
+            elif self.num_batches[0] == 0:
+                order.join()
 
     def _sequential(self) -> Generator[tuple[Any, int, int], None, None]:
         for dataloader_idx, limit in enumerate(self.num_batches):
@@ -394,6 +509,8 @@ class EvalBatches:
         running = None if self._running is None else self._running()
         if running is not None:
             running.close()
+        for each in self.loader.flattened:
+            agree_on_order(each, None)
         self.loader.reset()
 
     def state_dict(self) -> dict[str, Any]:
@@ -434,3 +551,49 @@ def _drop(source: Iterator[Any], number: int) -> int:
     counter = count()
     deque(zip(islice(source, number), counter), maxlen=0)  # noqa: B905 - the counter has no end
     return next(counter)
+
+
+# ---- several ranks
+
+
+def _several(ranks: Ranks | None) -> Ranks | None:
+    return ranks if ranks is not None and ranks.world_size > 1 else None
+
+
+def _sampler_that_knows(loader: Any) -> LastBatch | None:
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    for sampler in (batch_sampler, getattr(batch_sampler, "sampler", None), getattr(loader, "sampler", None)):
+        if hasattr(sampler, "last_weight"):
+            return sampler
+    return None
+
+
+def _shard_of(loader: Any) -> Shard | None:
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    for sampler in (batch_sampler, getattr(batch_sampler, "sampler", None), getattr(loader, "sampler", None)):
+        shard = getattr(sampler, "shard", None)
+        if isinstance(shard, Shard):
+            return shard
+    return None
+
+
+def _global_batch_size(loader: Any) -> int | None:
+    """Samples in a batch of all ranks together, where it is known."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    size = getattr(loader, "batch_size", None) or getattr(batch_sampler, "batch_size", None)
+    if not isinstance(size, int):
+        return None
+    shard = _shard_of(loader)
+    if shard is None:  # it may be divided by the user's own sampler
+        return size * int(getattr(getattr(batch_sampler, "sampler", None), "num_replicas", 1))
+    return size * shard.num_replicas
+
+
+def _warn_uneven_end(have: list[bool], num_batches: int) -> None:
+    ended = [rank for rank, has_one in enumerate(have) if not has_one]
+    more = [rank for rank, has_one in enumerate(have) if has_one]
+    rank_zero_warn(
+        f"The train dataloader ended after {num_batches} batches on the ranks {ended}, while the ranks {more} had more."
+        " All ranks end the epoch together, so what was left on the others was not used in it. Divide the data evenly"
+        " if every sample has to be seen."
+    )

@@ -164,6 +164,9 @@ def rebuild(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
         changes = {**_neutral(("batch_size", "shuffle", "sampler", "drop_last"), arguments, parameters), **changes}
     elif "sampler" in changes:
         changes = {**_neutral(("shuffle",), arguments, parameters), **changes}
+    if "dataset" in changes and "dataset" not in parameters:  # a subclass may have another name for it
+        name = next((name for name, value in arguments.items() if value is loader.dataset), "dataset")
+        changes[name] = changes.pop("dataset")
     _check_accepted(loader, parameters, changes)
     made = _make(loader, positional, {**arguments, **changes})
     _copy_later_attributes(loader, made)

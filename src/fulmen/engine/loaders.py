@@ -22,6 +22,8 @@ from torch.utils.data import (
 from fulmen.data.combined_loader import CombinedLoader, length_of
 from fulmen.data.rebuild import rebuild, rebuild_batch_sampler
 from fulmen.data.sampler import IndexRecordingBatchSampler
+from fulmen.data.shard import Ranks, Shard
+from fulmen.engine.sharding import end_together, shard_for_evaluation, shard_for_fabric, shard_for_training, whole
 from fulmen.utilities.data import has_iterable_dataset, suggested_max_num_workers
 from fulmen.utilities.exceptions import MisconfigurationException
 from fulmen.utilities.rank_zero import rank_zero_warn
@@ -40,6 +42,7 @@ __all__ = [
     "seed_workers",
     "seen_batch_indices",
     "sequential_for_overfit",
+    "shard_for_fabric",
     "warn_if_logging_is_sparse",
     "warn_worker_count",
 ]
@@ -171,27 +174,59 @@ def combine(loaders: Any, *, mode: str, origin: str) -> CombinedLoader:
     return combined
 
 
-def prepare_train_loaders(loader: CombinedLoader, *, overfit: bool, rank: int = 0) -> None:
+def prepare_train_loaders(
+    loader: CombinedLoader,
+    *,
+    overfit: bool,
+    ranks: Ranks | None = None,
+    shard: bool = True,
+    allow_zero_length: bool = False,
+    local_world_size: int = 1,
+) -> None:
     """Make training loaders ready: `loader.flattened` is replaced where the run needs other loaders.
 
     Args:
         loader: The combined loaders.
         overfit: `overfit_batches` is set, so that every epoch must see the same batches.
-        rank: Global rank of this process, for the seeds of the workers.
+        ranks: The processes of the run; all of them must call this. `None`: only this one.
+        shard: Divide the samples among several processes.
+        allow_zero_length: Accept a loader that has batches on some ranks only.
+        local_world_size: Number of processes on this machine.
+
+    Raises:
+        MisconfigurationException: A loader cannot be divided, or not be made again.
+        RuntimeError: The ranks cannot end together.
+        TypeError: A sampler has no length, or a batch sampler cannot be made again.
     """
-    _prepare(loader, stage="train", overfit=overfit, rank=rank)
+    _prepare(loader, stage="train", overfit=overfit, ranks=ranks, shard=shard, local_world_size=local_world_size)
+    if ranks is not None and ranks.world_size > 1:
+        end_together(loader, ranks, name="train_dataloader", allow_zero_length=allow_zero_length)
 
 
-def prepare_eval_loaders(loader: CombinedLoader, *, stage: str, overfit: bool = False, rank: int = 0) -> None:
+def prepare_eval_loaders(
+    loader: CombinedLoader,
+    *,
+    stage: str,
+    overfit: bool = False,
+    ranks: Ranks | None = None,
+    shard: bool = True,
+    local_world_size: int = 1,
+) -> None:
     """Make evaluation loaders ready: `loader.flattened` is replaced where the run needs other loaders.
 
     Args:
         loader: The combined loaders.
         stage: `"val"`, `"test"` or `"predict"`; for `"predict"` the loaders record the indices of their batches.
         overfit: `overfit_batches` is set.
-        rank: Global rank of this process, for the seeds of the workers.
+        ranks: The processes of the run. `None`: only this one.
+        shard: Divide the batches among several processes.
+        local_world_size: Number of processes on this machine.
+
+    Raises:
+        MisconfigurationException: A loader cannot be divided, or not be made again.
+        TypeError: A sampler has no length, or a batch sampler cannot be made again.
     """
-    _prepare(loader, stage=stage, overfit=overfit, rank=rank)
+    _prepare(loader, stage=stage, overfit=overfit, ranks=ranks, shard=shard, local_world_size=local_world_size)
     for each in loader.flattened:
         if _is_shuffled(each):
             rank_zero_warn(
@@ -201,17 +236,28 @@ def prepare_eval_loaders(loader: CombinedLoader, *, stage: str, overfit: bool = 
             )
 
 
-def _prepare(loader: CombinedLoader, *, stage: str, overfit: bool, rank: int) -> None:
+def _prepare(
+    loader: CombinedLoader, *, stage: str, overfit: bool, ranks: Ranks | None, shard: bool, local_world_size: int
+) -> None:
+    name = f"{stage}_dataloader"
     prepared = loader.flattened
+    part = Shard.of(ranks) if ranks is not None and ranks.world_size > 1 else None
+    if part is not None:  # a loader of an earlier run may come back
+        prepared = [whole(each) for each in prepared]
     if overfit:
         prepared = [sequential_for_overfit(each, name=stage) for each in prepared]
     if stage == "predict":
         prepared = [prepare_predict_loader(each) for each in prepared]
+    undivided = prepared
+    if part is not None and shard:
+        divide = shard_for_training if stage == "train" else shard_for_evaluation
+        prepared = [divide(each, part, name=name) for each in prepared]
     loader.flattened = prepared
+    for each in prepared if stage == "train" else undivided:  # in an evaluation, some ranks may well have nothing
+        check_length(each, name=name)
     for each in prepared:
-        seed_workers(each, rank=rank)
-        warn_worker_count(each, name=f"{stage}_dataloader")
-        check_length(each, name=f"{stage}_dataloader")
+        seed_workers(each, rank=0 if ranks is None else ranks.global_rank)
+        warn_worker_count(each, name=name, local_world_size=local_world_size)
 
 
 def check_length(loader: Any, *, name: str) -> None:
@@ -256,13 +302,18 @@ def sequential_for_overfit(loader: Any, *, name: str) -> Any:
         return loader
     inner = getattr(loader.batch_sampler, "sampler", None)  # the loader's own sampler is unused beside a batch sampler
     sampler = loader.sampler if inner is None else inner
-    if isinstance(sampler, SequentialSampler):
+    if isinstance(sampler, SequentialSampler) or (isinstance(sampler, DistributedSampler) and not sampler.shuffle):
         return loader
+    in_order: Any = SequentialSampler(loader.dataset)  # type: ignore[arg-type]  # map-style is sized here
+    if type(sampler) is DistributedSampler:  # of the user: each rank keeps its own part
+        in_order = DistributedSampler(
+            loader.dataset, sampler.num_replicas, sampler.rank, shuffle=False, drop_last=sampler.drop_last
+        )
     rank_zero_warn(
         f"You requested to overfit but enabled {name} dataloader shuffling, with which every epoch would see other"
         f" batches. We are turning off the {name} dataloader shuffling for you."
     )
-    return rebuild(loader, sampler=SequentialSampler(loader.dataset))  # type: ignore[arg-type]  # map-style is sized here
+    return rebuild(loader, sampler=in_order)
 
 
 def prepare_predict_loader(loader: Any) -> Any:

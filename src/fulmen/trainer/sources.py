@@ -73,7 +73,12 @@ class Sources:
                 "Training on a `CombinedLoader(mode='sequential')` is not possible. Use 'min_size', 'max_size' or"
                 " 'max_size_cycle'; or concatenate the datasets."
             )
-        prepare_train_loaders(combined, overfit=trainer.overfit_batches > 0, rank=trainer.global_rank)
+        prepare_train_loaders(
+            combined,
+            overfit=trainer.overfit_batches > 0,
+            allow_zero_length=self._allows_zero_length(),
+            **self._processes(),
+        )
         self._process(combined)
         limit = num_batches(combined, trainer.limit_train_batches, name="limit_train_batches")
         if trainer.loggers and not trainer.fast_dev_run:
@@ -91,9 +96,8 @@ class Sources:
             raise ValueError(
                 f"`Trainer.predict` needs a `CombinedLoader(mode='sequential')`, but got mode={combined.mode!r}."
             )
-        prepare_eval_loaders(
-            combined, stage=word, overfit=word == "val" and trainer.overfit_batches > 0, rank=trainer.global_rank
-        )
+        overfit = word == "val" and trainer.overfit_batches > 0
+        prepare_eval_loaders(combined, stage=word, overfit=overfit, **self._processes())
         self._process(combined)
         return combined, eval_num_batches(combined, limit, name=f"limit_{word}_batches")
 
@@ -122,6 +126,19 @@ class Sources:
             if owner is not None and is_overridden(f"{word}_dataloader", owner, DataHooks):
                 return owner
         return None
+
+    def _processes(self) -> dict[str, Any]:
+        """The arguments that tell among whom loaders are divided."""
+        strategy = self._trainer.strategy
+        return {
+            "ranks": strategy,
+            "shard": self._trainer.use_distributed_sampler,
+            "local_world_size": getattr(strategy, "num_processes", 1),  # one device has one process
+        }
+
+    def _allows_zero_length(self) -> bool:
+        owners = (self.datamodule, self._trainer.lightning_module)
+        return any(getattr(owner, "allow_zero_length_dataloader_with_multiple_devices", False) for owner in owners)
 
     def _process(self, combined: CombinedLoader) -> None:
         process = self._trainer.strategy.process_dataloader

@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all format lint types layers docs bench clean
+.PHONY: help demo test test-all test-slurm format lint types layers docs bench clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -53,6 +53,9 @@ test: $(VENV)/.dev ## Run the fast tests
 
 test-all: $(VENV)/.dev ## Run all tests, slow ones too
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+test-slurm: $(VENV)/.dev ## Run the tests on a real Slurm, started for them (as root)
+	bash tests/clusters/slurm.sh run $(BIN)/python -m pytest -m slurm $(ARGS)
 
 format: $(VENV)/.dev ## Format the code and mend what ruff can mend
 	$(BIN)/ruff format .

@@ -301,6 +301,7 @@ class ModelCheckpoint(MetricMonitor, Checkpoint):
         if trainer.global_step < self._next_look and not (trigger.watches_time and trigger.time_may_be_up()):
             return
         is_due = trigger.is_due(trainer)
+        trainer.metrics.sync(self.monitor)
         if self._score_source.origin is None and (is_due or trainer.global_step >= self._next_look):
             self._score_source.note(trainer, "training step")
         self._next_look = trigger.next_step
@@ -310,6 +311,7 @@ class ModelCheckpoint(MetricMonitor, Checkpoint):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Learn whether training logs `monitor`: then it is there before validation."""
         if self._score_source.origin is None and not self._is_off(trainer):
+            trainer.metrics.sync(self.monitor)
             self._score_source.note(trainer, "training step")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -106,8 +106,8 @@ def final_at_train_epoch_end(trainer: Trainer, setting: bool | None) -> bool:
 
 def has_validation(trainer: Trainer) -> bool:
     """Tell whether this fit validates anything."""
-    batches = trainer.num_val_batches  # empty until the validation dataloaders are loaded
-    return trainer.enable_validation and (not batches or sum(batches) > 0)
+    batches = trainer.fit_loop.val_loop.batches  # none until the validation dataloaders are loaded
+    return trainer.enable_validation and (batches is None or batches.has_any)
 
 
 def _validates_once_per_epoch(trainer: Trainer) -> bool:

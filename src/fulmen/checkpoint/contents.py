@@ -123,7 +123,7 @@ def restore_loops(trainer: Trainer, checkpoint: _Contents) -> None:
         getattr(trainer, name).load_state_dict(state)
     if name != "fit_loop":
         return
-    position = checkpoint.get(OWN_KEY, {}).get("position")
+    position = _of_rank(trainer, checkpoint).get("position")
     if position is not None:
         trainer.fit_loop.load_position_state(position)
     max_epochs = trainer.max_epochs
@@ -282,7 +282,26 @@ def _restore_datamodule(trainer: Trainer, checkpoint: _Contents) -> None:
 
 
 def _dump_position(trainer: Trainer) -> _Contents:
-    return {OWN_KEY: {"rng": collect_rng_states(), "position": trainer.fit_loop.position_state()}}
+    own = {"rng": collect_rng_states(), "position": trainer.fit_loop.position_state()}
+    if trainer.world_size == 1:
+        return {OWN_KEY: own}
+    first, *others = trainer.strategy.gather_objects(own)
+    return {OWN_KEY: {**first, "other_ranks": others}}
+
+
+def _of_rank(trainer: Trainer, checkpoint: _Contents) -> dict[str, Any]:
+    """Return what a checkpoint has of this rank alone: random state, position, unfinished metrics."""
+    own: dict[str, Any] = checkpoint.get(OWN_KEY, {})
+    others = own.get("other_ranks", [])
+    if trainer.world_size != len(others) + 1 and own.get("position"):
+        rank_zero_warn(
+            f"The checkpoint was written by {len(others) + 1} process(es), and {trainer.world_size} go on with it."
+            " Random numbers and the position within an epoch are those of rank 0 on all of them, so an epoch that was"
+            " interrupted in its middle does not go on exactly. Resume with as many processes for that."
+        )
+        return own
+    rank = trainer.global_rank
+    return own if rank == 0 else others[rank - 1]
 
 
 def restore_rng(trainer: Trainer, checkpoint: _Contents) -> None:
@@ -292,7 +311,7 @@ def restore_rng(trainer: Trainer, checkpoint: _Contents) -> None:
         trainer: The Trainer of the run.
         checkpoint: A migrated checkpoint; one that Lightning wrote has no random state, and nothing happens.
     """
-    states = checkpoint.get(OWN_KEY, {}).get("rng")
+    states = _of_rank(trainer, checkpoint).get("rng")
     if states is not None:
         set_rng_states(states)
 

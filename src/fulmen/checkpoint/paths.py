@@ -16,7 +16,7 @@ from fulmen.utilities.rank_zero import rank_zero_warn
 if TYPE_CHECKING:
     from fulmen.trainer.trainer import Trainer
 
-__all__ = ["newest_hpc_checkpoint", "resolve_ckpt_path"]
+__all__ = ["newest_hpc_checkpoint", "newest_whole_checkpoint", "next_hpc_path", "resolve_ckpt_path"]
 
 _HPC_NAME = re.compile(r"hpc_ckpt_(\d+)\.ckpt")
 
@@ -226,6 +226,25 @@ def newest_hpc_checkpoint(folder: str) -> str | None:
         return None
     numbered = [(int(match.group(1)), path) for path in _files(folder, "*.ckpt") if (match := _hpc_match(path))]
     return max(numbered)[1] if numbered else None
+
+
+def next_hpc_path(folder: str) -> str:
+    """Return the path of the next `hpc_ckpt_N.ckpt` to be saved in `folder`."""
+    newest = newest_hpc_checkpoint(folder)
+    match = None if newest is None else _hpc_match(newest)
+    number = 1 if match is None else int(match.group(1)) + 1
+    return f"{str(folder).rstrip('/')}/hpc_ckpt_{number}.ckpt"
+
+
+def newest_whole_checkpoint(paths: list[str], folders: list[str]) -> str | None:
+    """Return the newest undamaged checkpoint.
+
+    Args:
+        paths: Files to choose from.
+        folders: Folders, each `*.ckpt` in which is one to choose from.
+    """
+    candidates = {*paths, *(path for folder in folders for path in _files(folder, "*.ckpt"))}
+    return _newest_whole(list(candidates))
 
 
 def _hpc_match(path: str) -> re.Match[str] | None:

@@ -90,6 +90,8 @@ class LightningModule(DeviceDtypeModule, HyperparametersMixin, ModelHooks, DataH
         Raises:
             RuntimeError: There is none.
         """
+        if self._trainer is None and self._fabric is not None:
+            return TrainerOfFabric(self._fabric)  # type: ignore[return-value]  # has what a loop of the user's has
         if self._trainer is None and self._trainer_is_required:
             raise RuntimeError(
                 f"`{type(self).__name__}` is not attached to a `Trainer`. `self.trainer` can be used once"
@@ -113,6 +115,8 @@ class LightningModule(DeviceDtypeModule, HyperparametersMixin, ModelHooks, DataH
         for module in self.modules():
             if isinstance(module, LightningModule):
                 module.__dict__["_fabric"] = fabric
+                if fabric is not None:  # a Trainer of an earlier run no longer has a say
+                    module.__dict__["_trainer"] = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the Trainer out of pickles and copies."""
@@ -131,12 +135,14 @@ class LightningModule(DeviceDtypeModule, HyperparametersMixin, ModelHooks, DataH
     @property
     def global_rank(self) -> int:
         """The index of this process among all."""
-        return self._trainer.global_rank if self._trainer is not None else 0
+        owner = self._trainer or self._fabric
+        return owner.global_rank if owner is not None else 0
 
     @property
     def local_rank(self) -> int:
         """The index of this process on its machine."""
-        return self._trainer.local_rank if self._trainer is not None else 0
+        owner = self._trainer or self._fabric
+        return owner.local_rank if owner is not None else 0
 
     @property
     def on_gpu(self) -> bool:
@@ -146,12 +152,15 @@ class LightningModule(DeviceDtypeModule, HyperparametersMixin, ModelHooks, DataH
     @property
     def logger(self) -> Logger | None:
         """The first logger of the Trainer."""
+        if self._trainer is None and self._fabric is not None:
+            return cast("Logger", self._fabric.logger)
         return self._trainer.logger if self._trainer is not None else None
 
     @property
     def loggers(self) -> list[Logger]:
         """All loggers of the Trainer."""
-        return self._trainer.loggers if self._trainer is not None else []
+        owner = self._trainer or self._fabric
+        return owner.loggers if owner is not None else []
 
     @property
     def device_mesh(self) -> DeviceMesh | None:
@@ -238,7 +247,10 @@ class LightningModule(DeviceDtypeModule, HyperparametersMixin, ModelHooks, DataH
         Returns:
             The only one, or a list.
         """
-        found: list[Any] = list(self.trainer.wrapped_optimizers if use_pl_optimizer else self.trainer.optimizers)
+        if self._trainer is None and self._fabric is not None:
+            found: list[Any] = list(self._fabric.optimizers_of(self))
+            return found[0] if len(found) == 1 else found
+        found = list(self.trainer.wrapped_optimizers if use_pl_optimizer else self.trainer.optimizers)
         return found[0] if len(found) == 1 else found
 
     def lr_schedulers(self) -> list[LRSchedulerPLType] | LRSchedulerPLType | None:
@@ -255,6 +267,9 @@ class LightningModule(DeviceDtypeModule, HyperparametersMixin, ModelHooks, DataH
         Raises:
             MisconfigurationException: Optimization is automatic.
         """
+        if self._trainer is None and self._fabric is not None:
+            self._fabric.backward(loss, *args, **kwargs)
+            return
         if self.automatic_optimization:
             raise MisconfigurationException(
                 "`manual_backward` works only with manual optimization."
@@ -264,7 +279,10 @@ class LightningModule(DeviceDtypeModule, HyperparametersMixin, ModelHooks, DataH
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Compute the gradients of the loss; override it to do so differently."""
-        loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
+        if self._trainer is None and self._fabric is not None:
+            self._fabric.backward(loss, *args, **kwargs)
+        else:
+            loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def optimizer_step(
         self,
@@ -314,6 +332,10 @@ class LightningModule(DeviceDtypeModule, HyperparametersMixin, ModelHooks, DataH
         Raises:
             MisconfigurationException: The values differ from those given to the Trainer.
         """
+        if self._trainer is None and self._fabric is not None:
+            bound = "clip_val" if gradient_clip_algorithm == "value" else "max_norm"
+            self._fabric.clip_gradients(self, optimizer, **{bound: gradient_clip_val})
+            return
         trainer = self.trainer
         value = _one_of(gradient_clip_val, trainer.gradient_clip_val, "gradient_clip_val")
         algorithm = (
@@ -425,7 +447,10 @@ class LightningModule(DeviceDtypeModule, HyperparametersMixin, ModelHooks, DataH
         """
         trainer = self._trainer
         if trainer is None:
-            self._warn_not_attached("log")
+            if self._fabric is None:
+                self._warn_not_attached("log")
+            else:
+                self._fabric.log(name, value)
             return
         trainer.metrics.log(
             name,
@@ -455,7 +480,10 @@ class LightningModule(DeviceDtypeModule, HyperparametersMixin, ModelHooks, DataH
         """Record several values; takes a mapping or a torchmetrics `MetricCollection`, and the arguments of `log`."""
         trainer = self._trainer
         if trainer is None:
-            self._warn_not_attached("log_dict")
+            if self._fabric is None:
+                self._warn_not_attached("log_dict")
+            else:
+                self._fabric.log_dict(dict(dictionary))
             return
         options = (
             prog_bar, logger, on_step, on_epoch, reduce_fx, enable_graph, sync_dist, sync_dist_group,
@@ -473,7 +501,9 @@ class LightningModule(DeviceDtypeModule, HyperparametersMixin, ModelHooks, DataH
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print once over all processes, above the progress bar."""
-        if self._trainer is None:
+        if self._trainer is None and self._fabric is not None:
+            self._fabric.print(*args, **kwargs)
+        elif self._trainer is None:
             print(*args, **kwargs)  # noqa: T201 - that is its purpose
         elif self._trainer.is_global_zero:
             bar = self._trainer.progress_bar_callback
@@ -493,6 +523,8 @@ class LightningModule(DeviceDtypeModule, HyperparametersMixin, ModelHooks, DataH
         Returns:
             The same structure with a new leading dimension of the world's size, unchanged on a single device.
         """
+        if self._trainer is None and self._fabric is not None:
+            return self._fabric.all_gather(data, group=group, sync_grads=sync_grads)
         strategy = self.trainer.strategy
         data = apply_to_collection(data, (bool, int, float), torch.tensor, device=strategy.root_device)
         return apply_to_collection(data, Tensor, strategy.all_gather, group=group, sync_grads=sync_grads)
@@ -567,6 +599,26 @@ class LightningModule(DeviceDtypeModule, HyperparametersMixin, ModelHooks, DataH
         return export.to_tensorrt(
             self, file_path, input_sample, ir, output_format, retrace, default_device, **compile_kwargs
         )
+
+
+class TrainerOfFabric:
+    """What `self.trainer` is in a module that Fabric runs: the attributes that Fabric has, too.
+
+    Args:
+        fabric: The Fabric.
+    """
+
+    def __init__(self, fabric: Any) -> None:
+        self._fabric = fabric
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return getattr(self._fabric, name)
+        except AttributeError:
+            raise AttributeError(
+                f"Your LightningModule code tried to access `self.trainer.{name}`, but Fabric runs it, and your own loop"
+                " takes the place of a Trainer. Guard the line by `if self.fabric is None`, or keep the value yourself."
+            ) from None
 
 
 def _one_of(given: Any, trainers: Any, name: str) -> Any:

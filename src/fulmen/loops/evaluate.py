@@ -14,6 +14,7 @@ from torch import nn
 from fulmen.core.module import LightningModule
 from fulmen.data.prefetch import EvalBatches
 from fulmen.loops.progress import Progress
+from fulmen.loops.shards import evenly, signal_agreement
 from fulmen.loops.transfer import choose_transfer
 from fulmen.metrics.store import MetricStore
 from fulmen.utilities.model_helpers import is_overridden
@@ -66,8 +67,8 @@ class EvaluationLoop:
         self.load_data()
         batches = self.batches
         if batches is not None and max_batches is not None:
-            batches = EvalBatches(batches.loader, max_batches)
-        if batches is None or sum(batches.num_batches) == 0:
+            batches = EvalBatches(batches.loader, max_batches, ranks=self.trainer.strategy)
+        if batches is None or not batches.has_any:
             return []
         trainer, module, board, word = (
             self.trainer,
@@ -98,7 +99,7 @@ class EvaluationLoop:
 
     def _evaluate(self, batches: EvalBatches, word: str) -> list[dict[str, float]]:
         trainer, events, store, board = self.trainer, self.trainer.events, self.metrics, self.trainer.metrics
-        scope, progress = trainer.scope, self.progress
+        scope, progress, signals = trainer.scope, self.progress, trainer.signals
         num_loaders = len(batches.num_batches)
         self._begin(num_loaders)
         on_batch_start, on_batch_end = (getattr(events, f"on_{word}_batch_{end}") for end in ("start", "end"))
@@ -112,10 +113,15 @@ class EvaluationLoop:
         to_device = choose_transfer(trainer)
         total, current = progress.total, progress.current
         current_loader = -1
+        agreement = signal_agreement(trainer, batches)
+        source, step = evenly(
+            trainer, batches, step_name, step=step, arguments=arguments, to_device=to_device,
+            make_context=nullcontext if context is not None else make_context,
+        )  # fmt: skip
         getattr(events, f"on_{word}_start")()
         getattr(events, f"on_{word}_epoch_start")()
         store.in_batch = True
-        for batch, batch_idx, dataloader_idx in batches:
+        for batch, batch_idx, dataloader_idx in source:
             if dataloader_idx != current_loader:
                 board.finish_dataloader()
                 store.select(dataloader_idx)
@@ -141,9 +147,14 @@ class EvaluationLoop:
             current.completed += 1
             if store.logs_steps:
                 self._publish_batch(dataloader_idx)
-            if trainer.signals.received is not None:
-                trainer.signals.raise_received()
+            if signals.received is not None if agreement is None else agreement.reached():
+                self._obey_signal()
         return self._finish(word, num_loaders)
+
+    def _obey_signal(self) -> None:
+        signals = self.trainer.signals
+        if not (self.inside_fit and signals.received == signals.requeue_signal):  # else training saves where it can
+            self.trainer.obey_signal()
 
     def _begin(self, num_loaders: int) -> None:
         store = self.metrics
@@ -162,8 +173,9 @@ class EvaluationLoop:
         trainer, events, board = self.trainer, self.trainer.events, self.trainer.metrics
         board.refresh()
         self.metrics.leave_batches()
+        board.sync()
         getattr(events, f"on_{word}_epoch_end")()
-        board.refresh()
+        board.sync()
         if not trainer.sanity_checking:
             board.publish_epoch(trainer.fit_loop.batches_that_stepped, trainer.current_epoch)
         results = board.evaluation_results(num_loaders)
@@ -189,7 +201,8 @@ class EvaluationLoop:
         if self.batches is not None:
             self.batches.close()
         loader, limits = trainer.sources.eval_loaders(_LOADER_WORD[self.stage])
-        self.batches = EvalBatches(loader, limits, wrap_next=trainer.profiled_next("[_EvaluationLoop].val_next"))
+        wrap_next = trainer.profiled_next("[_EvaluationLoop].val_next")
+        self.batches = EvalBatches(loader, limits, wrap_next=wrap_next, ranks=trainer.strategy)
         self._epoch_of_last_load = -math.inf if self._is_only_for_the_sanity_check() else epoch
         self._rows = [0] * len(limits)
         check_dataloader_idx(trainer.lightning_module, _HOOK_WORD[self.stage], len(self.batches.num_batches))

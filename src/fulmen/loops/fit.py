@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from fulmen.data.prefetch import TrainBatches
+from fulmen.loops.agreement import SignalAgreement
 from fulmen.loops.evaluate import EvaluationLoop
 from fulmen.loops.limits import Limits
 from fulmen.loops.optimization import AutomaticOptimization, ManualOptimization
@@ -54,6 +55,8 @@ class FitLoop:
         self._epoch_of_last_load = -1
         self._told_minima = False
         self._epoch_is_profiled = False
+        self._agreement: SignalAgreement | None = None
+        self._last_is_uneven = False
         self.told: set[str] = set()  # of what the user was warned in this run
         self._stopped_for = ""
 
@@ -64,7 +67,7 @@ class FitLoop:
             return
         trainer, events, done = self.trainer, self.trainer.events, self.progress
         total, current = done.batches.total, done.batches.current
-        store, board, signals = self.metrics, trainer.metrics, trainer.signals
+        store, signals, agreement = self.metrics, trainer.signals, self._agreement
         schedulers = self._schedulers
         events.on_train_start()
         self.resume.continue_interrupted()
@@ -89,7 +92,10 @@ class FitLoop:
                 current.started += 1
                 due = window == 1 or is_last or (batch_idx + 1) % window == 0
                 divisor = 1 if window == 1 else self._window_length(batch_idx, window)
-                outputs = run_batch(batch, batch_idx, due=due, divisor=divisor)
+                if is_last and self._last_is_uneven:
+                    outputs = self._run_uneven_batch(batch, batch_idx, divisor)
+                else:
+                    outputs = run_batch(batch, batch_idx, due=due, divisor=divisor)
                 total.processed += 1
                 current.processed += 1
                 schedulers.after_batch(due, is_last)
@@ -97,15 +103,16 @@ class FitLoop:
                 total.completed += 1
                 current.completed += 1
                 if due and self._log_every and self._row_is_due():
-                    board.publish_step(done.batches_that_stepped, trainer.current_epoch)
+                    self._publish_row()
                 if self._validates and self._validation_is_due(is_last, due):
                     self.validate()
                 schedulers.after_validation(due)
-                done.batches_that_stepped += due
                 if due and (trainer.should_stop or self._max_steps is not None) and self._stops_inside_epoch():
+                    done.batches_that_stepped += 1
                     break
-                if due and signals.received is not None:
-                    signals.raise_received()
+                if due and (signals.received is not None if agreement is None else agreement.reached()):
+                    trainer.obey_signal()  # saves, so as all checkpoints are before the batch is counted
+                done.batches_that_stepped += due
             self._end_epoch()
         rank_zero_info(f"`Trainer.fit` stopped: {self._stopped_for}.")
         events.on_train_end()
@@ -130,7 +137,9 @@ class FitLoop:
             trainer.lr_scheduler_configs, trainer.lightning_module, self.progress, lambda: trainer.callback_metrics
         )
         self.optimization = trainer.make_optimization()  # `on_train_start` may step, too
-        self._log_every = trainer.log_every_n_steps if trainer.loggers else 0
+        is_parallel = trainer.world_size > 1
+        self._log_every = trainer.log_every_n_steps if trainer.loggers or is_parallel else 0
+        self._agreement = SignalAgreement(trainer.strategy, trainer.signals) if is_parallel else None
         trainer.metrics.activate(self.metrics)
         trainer.profiler.connect(trainer.lightning_module, num_steps=self._steps_to_come())
         return True
@@ -169,7 +178,10 @@ class FitLoop:
             self.batches.close()
         loader, limit = trainer.sources.train_loader()
         self.batches = TrainBatches(
-            loader, limit=limit, wrap_next=trainer.profiled_next("[_TrainingEpochLoop].train_dataloader_next")
+            loader,
+            limit=limit,
+            wrap_next=trainer.profiled_next("[_TrainingEpochLoop].train_dataloader_next"),
+            ranks=trainer.strategy,
         )
         self._epoch_of_last_load = epoch
         interval = self._interval(limit)
@@ -220,6 +232,7 @@ class FitLoop:
         self._run_batch = trainer.profiled("run_training_batch", self.optimization.step)
         self._validates = self.validation_enabled and self.plan.epoch_is_due(epoch)  # type: ignore[union-attr]
         self._max_steps = self.limits.max_steps
+        self._last_is_uneven = self.batches.last_weight != 1.0  # type: ignore[union-attr]  # loaded above
         store.in_batch = True
         window = trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else 1
         return self._run_batch, choose_transfer(trainer), window
@@ -234,7 +247,9 @@ class FitLoop:
         trainer.metrics.refresh()
         self.metrics.leave_batches()
         done.epochs.increment("processed")
+        trainer.metrics.sync()
         trainer.events.on_train_epoch_end()
+        trainer.metrics.sync()
         self._schedulers.after_epoch()
         trainer.metrics.publish_epoch(done.batches_that_stepped - 1, trainer.current_epoch)
         trainer.metrics.refresh()
@@ -242,8 +257,8 @@ class FitLoop:
         done.epochs.increment("completed")
         self._profile_epoch(False)
         self.optimization.check_last_loss()  # type: ignore[union-attr]
-        if trainer.signals.received is not None:
-            trainer.signals.raise_received()
+        if trainer.signals.received is not None and self._agreement is None:
+            trainer.obey_signal()
 
     def _profile_epoch(self, running: bool) -> None:
         """Measure the epoch as a whole, where there is a profiler."""
@@ -273,8 +288,22 @@ class FitLoop:
         self._finish_window()
         self._schedulers.after_batch(stepped=False, is_last=True)
 
+    def _run_uneven_batch(self, batch: Any, batch_idx: int, divisor: int) -> Any:
+        """Work on a last batch that is shorter on some ranks, weighted so that every sample counts the same."""
+        self.optimization.weight = self.batches.last_weight  # type: ignore[union-attr]  # an epoch has begun
+        if self.batches.last_size == 0:  # type: ignore[union-attr]  # a sample of another rank, only to keep step
+            with self.trainer.metrics.unrecorded():
+                return self._run_batch(batch, batch_idx, due=True, divisor=divisor)
+        return self._run_batch(batch, batch_idx, due=True, divisor=divisor)
+
     def _skip_batch(self, is_last: bool) -> None:
         """Count a batch of None; what is due after a batch, or after the last one, is due all the same."""
+        if self._agreement is not None:
+            raise RuntimeError(
+                f"The training dataloader yielded None on rank {self.trainer.global_rank}, but the other ranks would"
+                " wait for the gradients of this one, so a batch cannot be skipped on several processes. Let the"
+                " collate function drop single samples instead of whole batches."
+            )
         rank_zero_warn("The training dataloader yielded None; this batch is skipped. Check the collate function.")
         for key in ("started", "processed", "completed"):
             self.progress.batches.increment(key)
@@ -295,6 +324,12 @@ class FitLoop:
         return (
             (self.progress.batches_that_stepped + 1) % every == 0 or trainer.should_stop or bool(trainer.fast_dev_run)
         )
+
+    def _publish_row(self) -> None:
+        board, step = self.trainer.metrics, self.progress.batches_that_stepped
+        if self._agreement is not None and (step + 1) % self._log_every == 0:
+            board.sync_steps()
+        board.publish_step(step, self.trainer.current_epoch)
 
     # ---- validation
     @property
@@ -342,13 +377,27 @@ class FitLoop:
         if (reason := self.limits.reached(done)) is not None:
             self._stopped_for = reason
             return True
-        return not quiet and trainer.should_stop and self._may_stop()
+        if not quiet and trainer.should_stop and self._may_stop():
+            self._meet()
+            return True
+        return False
 
     def _stops_inside_epoch(self) -> bool:
         if (reason := self.limits.steps_reached(self.progress)) is not None:
             self._stopped_for = reason
             return True
-        return self.trainer.should_stop and self._may_stop()
+        if self.trainer.should_stop and self._may_stop():
+            self._meet()
+            return True
+        return False
+
+    def _meet(self) -> None:
+        """Make sure that all ranks stop here; one that goes on would wait for the others until its time runs out."""
+        self.trainer.strategy.meet(
+            f"stopped training after {self.progress.global_step} optimizer steps, as `trainer.should_stop` was set"
+            " there. It must be set on all ranks at the same step: decide with"
+            " `trainer.strategy.reduce_boolean_decision(should_stop, all=False)`"
+        )
 
     def _may_stop(self) -> bool:
         if self.limits.minima_met(self.progress):

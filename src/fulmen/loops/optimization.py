@@ -53,6 +53,10 @@ class _Optimization:
         self.training_step: Callable[..., STEP_OUTPUT] = strategy.training_step
         self.strategy_backward = is_overridden("backward", strategy, Strategy)
         self.own_backward = is_overridden("backward", module, LightningModule)
+        self.pre_backward = strategy.pre_backward if is_overridden("pre_backward", strategy, Strategy) else None
+        self.is_parallel = strategy.world_size > 1
+        # what the loss is multiplied by: not 1 only in a last batch that is shorter on some ranks than on others
+        self.weight = 1.0
         self.dispatches_backward = (
             self.strategy_backward
             or is_overridden("run_backward", strategy, Strategy)
@@ -75,6 +79,8 @@ class _Optimization:
     def differentiate(self, loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> None:
         """Run the backward pass of `loss` between its hooks."""
         events, scope = self.events, self.scope
+        if self.pre_backward is not None and not self.strategy_backward:
+            self.pre_backward(loss)
         if self.dispatches_backward or args or kwargs:
             self._dispatch(loss, optimizer, *args, **kwargs)
         else:
@@ -166,6 +172,8 @@ class AutomaticOptimization(_Optimization):
         self.window_batches += 1
         if self.needs_closure and due:
             self._step_through_closure(batch, batch_idx)
+        elif self.is_parallel and not due:
+            self._accumulate(batch, batch_idx)
         else:
             self.forward_backward(batch, batch_idx)
             if due and self.window_losses:
@@ -174,13 +182,27 @@ class AutomaticOptimization(_Optimization):
             self.window_batches = 0
         return self.outputs
 
+    def _accumulate(self, batch: Any, batch_idx: int) -> None:
+        """Add to the gradients of this rank; they are averaged over ranks once, with the window's last batch."""
+        with self.strategy.block_backward_sync():
+            self.forward_backward(batch, batch_idx)
+
     def finish_window(self) -> bool:
         """Step on what is accumulated when an epoch ended without saying which batch is its last; tell if there was."""
         has_gradients = self.window_batches > 0 and self.window_losses > 0
         self.window_batches = 0
         if has_gradients:
+            if self.is_parallel and self.optimizer is not None:
+                self._average_gradients(self.optimizer)
             self._step_directly()
         return has_gradients
+
+    def _average_gradients(self, optimizer: Optimizer) -> None:
+        """Average over ranks what was accumulated without doing so, as nobody said which batch was the last."""
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.copy_(self.strategy.all_reduce(parameter.grad, reduce_op="mean"))
 
     def release(self) -> None:
         """Let go of what the last batch left, which could hold its graph; called when a run has ended."""
@@ -201,6 +223,8 @@ class AutomaticOptimization(_Optimization):
         loss = output if output.__class__ is Tensor else _loss_of(output)
         if loss is not None and self.divisor != 1:
             loss = loss / self.divisor
+        if loss is not None and self.weight != 1.0:
+            loss = loss * self.weight
         self.last_loss = loss
         if self.wants_outputs:
             self.outputs = _outputs(output, loss)
@@ -211,6 +235,13 @@ class AutomaticOptimization(_Optimization):
             self.differentiate(loss, self.optimizer)
             if loss.is_cpu and loss.numel() == 1 and not math.isfinite(loss.item()):
                 self.check_last_loss()
+        elif self.is_parallel:
+            raise RuntimeError(
+                f"`training_step` returned None on batch {batch_idx} on rank {self.strategy.global_rank} of"
+                f" {self.strategy.world_size}. The other ranks would wait for the gradients of this one, so a batch"
+                " cannot be skipped on several processes. Return a loss of zero that depends on the weights instead:"
+                " `return sum(p.sum() for p in self.parameters()) * 0.0`."
+            )
         elif "None" not in self.told:
             self._warn_of_none(batch_idx)
         return loss
@@ -381,7 +412,7 @@ class ManualOptimization(_Optimization):
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Differentiate a loss of the user's, with the hooks around it."""
         hook = self.scope.hook
-        self.differentiate(loss, None, *args, **kwargs)
+        self.differentiate(loss if self.weight == 1.0 else loss * self.weight, None, *args, **kwargs)
         self.scope.hook = hook
 
 

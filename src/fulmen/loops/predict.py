@@ -11,7 +11,9 @@ from fulmen.data.prefetch import EvalBatches
 from fulmen.engine.loaders import seen_batch_indices
 from fulmen.loops.evaluate import check_dataloader_idx, no_gradients, recorded_modes, restore_modes, step_arguments
 from fulmen.loops.progress import Progress
+from fulmen.loops.shards import evenly, interleaved, signal_agreement
 from fulmen.loops.transfer import choose_transfer
+from fulmen.utilities.rank_zero import rank_zero_warn
 from fulmen.utilities.tree import apply_to_collection
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ class PredictionLoop:
         """Predict once over all loaders; return the outputs, on the CPU."""
         self.load_data()
         batches = self.batches
-        if batches is None or sum(batches.num_batches) == 0:
+        if batches is None or not batches.has_any:
             return None
         trainer, module = self.trainer, self.trainer.lightning_module
         self.progress.reset()
@@ -60,7 +62,23 @@ class PredictionLoop:
         finally:
             trainer.scope.hook = None
             restore_modes(modes)
-        return self.predictions if self.return_predictions else None
+        if not self.return_predictions:
+            return None
+        if trainer.world_size > 1:
+            self._gather(batches)
+        return self.predictions
+
+    def _gather(self, batches: EvalBatches) -> None:
+        """Give every rank the predictions of all ranks, in the order of the dataset."""
+        of_ranks = self.trainer.strategy.gather_objects(self._predictions)
+        if batches.is_sharded:
+            self._predictions = [interleaved(list(per_rank)) for per_rank in zip(*of_ranks, strict=True)]
+            return
+        rank_zero_warn(
+            "`Trainer.predict` ran on loaders that share out the data by a sampler of their own, so the order of the"
+            " dataset is not known. The predictions of all ranks are returned one rank after the other."
+        )
+        self._predictions = [[item for items in per_rank for item in items] for per_rank in zip(*of_ranks, strict=True)]
 
     def _predict(self, batches: EvalBatches) -> None:
         trainer, events, progress = self.trainer, self.trainer.events, self.progress
@@ -73,9 +91,14 @@ class PredictionLoop:
         total, current, scope = progress.total, progress.current, trainer.scope
         loaders = batches.loader.flattened
         records = trainer.wants_batch_indices
+        signals, agreement = trainer.signals, signal_agreement(trainer, batches)
+        source, step = evenly(
+            trainer, batches, "predict_step", step=step, arguments=arguments, to_device=to_device,
+            make_context=nullcontext if context is not None else precision.predict_step_context,
+        )  # fmt: skip
         events.on_predict_start()
         events.on_predict_epoch_start()
-        for batch, batch_idx, dataloader_idx in batches:
+        for batch, batch_idx, dataloader_idx in source:
             if to_device is not None:
                 batch = to_device(batch, dataloader_idx)
             if records:
@@ -98,8 +121,8 @@ class PredictionLoop:
             current.completed += 1
             if self.return_predictions:
                 self._predictions[dataloader_idx].append(_to_cpu(output))
-            if trainer.signals.received is not None:
-                trainer.signals.raise_received()
+            if signals.received is not None if agreement is None else agreement.reached():
+                trainer.obey_signal()
         events.on_predict_epoch_end()
         events.on_predict_end()
 
@@ -107,7 +130,7 @@ class PredictionLoop:
         """Ask for the loaders."""
         if self.batches is None:
             loader, limits = self.trainer.sources.eval_loaders("predict")
-            self.batches = EvalBatches(loader, limits)
+            self.batches = EvalBatches(loader, limits, ranks=self.trainer.strategy)
             check_dataloader_idx(self.trainer.lightning_module, "predict", len(limits))
 
     def forget_data(self) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
-__all__ = ["is_torchmetric", "load_metric_states", "metric_at", "metric_states", "path_of"]
+__all__ = ["is_torchmetric", "load_metric_states", "local_value", "metric_at", "metric_states", "path_of"]
 
 
 def is_torchmetric(value: object) -> bool:
@@ -34,12 +34,25 @@ def metric_at(module: nn.Module, path: str) -> Metric | None:
     return found if is_torchmetric(found) else None
 
 
-def metric_states(module: nn.Module, *, without: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+def local_value(metric: Metric) -> Any:
+    """Return `compute()` of what this rank has seen, without asking the others."""
+    synchronizes, metric._to_sync = metric._to_sync, False
+    try:
+        return metric.compute()
+    finally:
+        if synchronizes:
+            metric._to_sync, metric._computed = True, None
+
+
+def metric_states(
+    module: nn.Module, *, without: Collection[str] = (), with_unused: bool = False
+) -> dict[str, dict[str, Any]]:
     """Return what the metrics of a module have accumulated, as tensors and numbers.
 
     Args:
         module: The module that holds them.
         without: Paths of metrics to leave out.
+        with_unused: Include metrics that were not updated.
 
     Returns:
         For the path of each metric that was updated, the number of its updates and its states.
@@ -50,7 +63,7 @@ def metric_states(module: nn.Module, *, without: Collection[str] = ()) -> dict[s
             "states": {name: _detached(getattr(metric, name)) for name in metric._defaults},
         }
         for path, metric in _metrics(module)
-        if metric._update_count and path not in without
+        if (metric._update_count or with_unused) and path not in without
     }
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from fulmen.metrics.objects import is_torchmetric, path_of
+from fulmen.metrics.objects import is_torchmetric, load_metric_states, metric_states, path_of
+from fulmen.metrics.ranks import reduce_epoch, reduce_steps
 from fulmen.metrics.rules import LogOptions, cannot_log, settle
 from fulmen.metrics.store import Entry, LoggedMetric, LoggedValue, MetricStore
 from fulmen.utilities.exceptions import MisconfigurationException
@@ -16,6 +18,7 @@ from fulmen.utilities.rank_zero import WarningCache
 
 if TYPE_CHECKING:
     from fulmen.loggers.logger import Logger
+    from fulmen.strategies.strategy import Strategy
 
 __all__ = ["MetricBoard", "Scope"]
 
@@ -43,6 +46,7 @@ class MetricBoard:
         self.active: MetricStore | None = None
         self.module: nn.Module | None = None  # the one that runs: logged metric objects must belong to it
         self.loggers: Sequence[Logger] = []
+        self.ranks: Strategy | None = None  # what the ranks exchange values with; None with one process
         self._muted = muted
         self._callback: dict[str, Tensor] = {}
         self._logged: dict[str, Tensor] = {}
@@ -147,6 +151,13 @@ class MetricBoard:
         self._logged.clear()
         self._progress.clear()
 
+    def show(self, callback: dict[str, Tensor], logged: dict[str, Tensor], progress: dict[str, float]) -> None:
+        """Take over what a run in other processes has shown at its end."""
+        self.clear()
+        self._callback.update(callback)
+        self._logged.update(logged)
+        self._progress.update(progress)
+
     def recall(self, metrics: dict[str, float]) -> None:
         """Show the values that a checkpoint remembers, until they are logged again."""
         for name, value in metrics.items():
@@ -184,7 +195,7 @@ class MetricBoard:
         if store is None:
             return
         if not store.in_batch:
-            self._show_epoch(entry for _, entry in store.epoch_entries())
+            self._show_epoch(entry for _, entry in store.epoch_entries() if self._can_show(entry))
         elif store.batch is not None:  # else validation came after the batch, and its values stay
             for entry in store.step_entries():
                 settled, value = entry.settled, entry.step_tensor()
@@ -192,11 +203,15 @@ class MetricBoard:
                 if store.is_training:
                     self._callback[settled.step_name] = self._callback[settled.plain_name] = value
 
+    def _can_show(self, entry: Entry) -> bool:
+        """On several ranks a reader alone must not have a metric object synchronize: the others would not answer."""
+        return self.ranks is None or entry.synced is not None or isinstance(entry, LoggedValue)
+
     def finish_dataloader(self) -> None:
         """Show what the dataloader that came to its end has logged, before the next one begins."""
         self.refresh()
         store = self.active
-        if store is not None:
+        if store is not None and self.ranks is None:  # else with the others, at the end of the epoch
             self._show_epoch(e for e in store.entries.values() if e.is_set and e.settled.on_epoch)
 
     def _show_epoch(self, entries: Iterable[Entry]) -> None:
@@ -212,6 +227,44 @@ class MetricBoard:
             self._progress[name] = (
                 value.item() if isinstance(value, Tensor) else float(value)
             )  # sync: shown to a person
+
+    # ---- several ranks
+    def sync(self, monitor: str | None = None) -> None:
+        """Bring the values up to date, over all ranks. All ranks must call it at the same point of the run.
+
+        Args:
+            monitor: Within a batch, also reduce the latest value of this name, whatever it was logged with: something
+                is about to be decided by it, which must be the same on all ranks.
+        """
+        store = self.active
+        if self.ranks is None or store is None:
+            self.refresh()
+            return
+        others: dict[str, Tensor] = {}
+        if store.in_batch:
+            others = reduce_steps(store, self.ranks, monitor=monitor)
+        else:
+            reduce_epoch(store, self.ranks, self.module)
+        self.refresh()
+        self._callback.update(others)
+
+    def sync_steps(self) -> None:
+        """Reduce the step values that were logged with `sync_dist=True` over ranks, before a row is sent."""
+        if self.ranks is not None and self.active is not None:
+            reduce_steps(self.active, self.ranks)
+
+    @contextmanager
+    def unrecorded(self) -> Iterator[None]:
+        """Take nothing of what is logged inside, and leave the metric objects as they are: a batch seen twice."""
+        store, module = self.active, self.module
+        states = {} if module is None else metric_states(module, with_unused=True)
+        self.active = None if store is None else store.scratch()
+        try:
+            yield
+        finally:
+            self.active = store
+            if module is not None:
+                load_metric_states(module, states)
 
     # ---- publishing to loggers
     def publish_step(self, step: int, epoch: int | None) -> None:

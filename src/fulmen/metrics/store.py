@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from fulmen.metrics.objects import metric_at
+from fulmen.metrics.objects import local_value, metric_at
 from fulmen.metrics.rules import LogOptions, Settled
 from fulmen.utilities.rank_zero import WarningCache
 from fulmen.utilities.tree import extract_batch_size
@@ -37,6 +37,7 @@ class LoggedValue:
         "keeps_graph",
         "options",
         "settled",
+        "synced",
         "value",
     )
 
@@ -53,6 +54,7 @@ class LoggedValue:
     def reset(self) -> None:
         """Forget everything at the end of an epoch."""
         self.is_set = False
+        self.synced: Tensor | None = None  # the epoch value over all ranks, once they have exchanged theirs
         self.value: Any = None
         self._total: Any = 0.0
         self._weight: float = 0.0
@@ -62,6 +64,7 @@ class LoggedValue:
         if value.__class__ is not float:
             value = self._taken(value) if isinstance(value, Tensor) else float(value)
         self.value = value
+        self.synced = None
         settled = self.settled
         if settled.on_epoch:
             reduction = settled.reduction
@@ -112,10 +115,17 @@ class LoggedValue:
         return self._as_tensor(self.value)
 
     def epoch_tensor(self) -> Tensor:
-        """Return the value reduced over the epoch so far."""
+        """Return the value reduced over the epoch so far; over all ranks, once they have exchanged theirs."""
+        if self.synced is not None:
+            return self.synced
         if self.settled.reduction == "mean":
             return self._as_tensor(self._total / self._weight if self._weight else math.nan)
         return self._as_tensor(self._total)
+
+    def epoch_part(self) -> dict[str, Any]:
+        """Return what this rank contributes to the epoch value."""
+        total = self._total.item() if isinstance(self._total, Tensor) else self._total  # sync: other ranks read
+        return {"total": total, "weight": self._weight, "dtype": str(self._dtype).removeprefix("torch.")}
 
     def _as_tensor(self, value: Any) -> Tensor:
         return value if isinstance(value, Tensor) else torch.tensor(value, dtype=self._dtype)
@@ -136,37 +146,46 @@ class LoggedValue:
 class LoggedMetric:
     """One name logged as a torchmetrics object, which accumulates by itself."""
 
-    __slots__ = ("_metric", "is_set", "options", "path", "settled")
+    __slots__ = ("is_set", "metric", "options", "path", "settled", "synced")
 
     def __init__(self, metric: Metric, options: LogOptions | None, settled: Settled, path: str | None) -> None:
         self.options = options  # None: restored from a checkpoint, not logged since
         self.settled = settled
         self.path = path  # below the module that runs; None if it is elsewhere
-        self._metric = metric
+        self.metric = metric
         self.is_set = False
+        self.synced: Tensor | None = None  # the value over all ranks, once they have computed it together
 
     def reset(self) -> None:
         """Reset the metric at the end of an epoch."""
-        if self.is_set:
-            self._metric.reset()
-        self.is_set = False
+        if self.is_set or self.synced is not None:
+            self.metric.reset()
+        self.is_set, self.synced = False, None
 
     def add(self, value: Metric, batch_size: int | None) -> None:
         """Note that the metric was updated; its own state holds the values."""
-        self._metric = value
-        self.is_set = True
+        self.metric = value
+        self.is_set, self.synced = True, None
 
     def step_tensor(self) -> Any:
         """Return the value of the last `forward`, or of all updates if it was never called."""
-        value = self._metric._forward_cache
-        return self.epoch_tensor() if value is None else value
+        value = self.metric._forward_cache
+        return local_value(self.metric) if value is None else value
 
     def epoch_tensor(self) -> Tensor:
-        """Return `compute()`."""
-        value = self._metric.compute()
+        """Return `compute()`; on several ranks what they have computed together, if they have."""
+        return self.computed() if self.synced is None else self.synced
+
+    def epoch_part(self) -> dict[str, Any]:
+        """Return which metric it is; what it holds goes over ranks by itself."""
+        return {"metric": self.path}
+
+    def computed(self) -> Tensor:
+        """Return `compute()`, in which the metric synchronizes itself: all ranks must call it."""
+        value = self.metric.compute()
         if not isinstance(value, Tensor):
             raise ValueError(
-                f"`{type(self._metric).__name__}.compute()` returned a {type(value).__name__}, but `self.log` records"
+                f"`{type(self.metric).__name__}.compute()` returned a {type(value).__name__}, but `self.log` records"
                 " one tensor. Log the parts with `self.log_dict(metric.compute())` at the end of the epoch."
             )
         return value
@@ -214,6 +233,14 @@ class MetricStore:
         self.in_batch = False
         self.batch: Any = None
         self.batch_size: int | None = 1
+
+    def scratch(self) -> MetricStore:
+        """Return an empty store for the same batch, for values that shall not count."""
+        other = MetricStore(is_training=self.is_training)
+        other.num_dataloaders, other.in_batch = self.num_dataloaders, self.in_batch
+        other.batch, other.batch_size = self.batch, self.batch_size
+        other.select(self.dataloader_idx)
+        return other
 
     def select(self, dataloader_idx: int | None) -> None:
         """Log under this dataloader from now on; `None` where there is only one, or outside of batches."""
@@ -280,10 +307,23 @@ class MetricStore:
     def add(self, hook: str, name: str, entry: Entry) -> None:
         """Take a name that is logged for the first time in this run; what a checkpoint held of it goes on."""
         restored = self.entries.get((hook, name))
-        if isinstance(restored, LoggedValue) and isinstance(entry, LoggedValue):
+        if isinstance(restored, LoggedValue) and isinstance(entry, LoggedValue) and restored.is_set:
             entry.load_state_dict(restored.state_dict())
         self.entries[(hook, name)] = self._all[(self.dataloader_idx, hook, name)] = entry
         self.logs_steps = self.logs_steps or entry.settled.on_step
+
+    def items(self) -> Iterable[tuple[tuple[int | None, str, str], Entry]]:
+        """Return all names that were logged, as (dataloader, hook, name), with their entries."""
+        return self._all.items()
+
+    def get(self, key: tuple[int | None, str, str]) -> Entry | None:
+        """Return the entry of a name, as (dataloader, hook, name), if it was logged."""
+        return self._all.get(key)
+
+    def add_at(self, key: tuple[int | None, str, str], entry: Entry) -> None:
+        """Take a name that only other ranks have logged."""
+        dataloader_idx, hook, name = key
+        self.by_loader.setdefault(dataloader_idx, {})[(hook, name)] = self._all[key] = entry
 
     def metric_paths(self) -> set[str]:
         """Return where the metric objects are that were logged in this run."""
@@ -298,7 +338,7 @@ class MetricStore:
     def epoch_entries(self) -> Iterator[tuple[int | None, Entry]]:
         """Yield what was logged per epoch, with its dataloader."""
         for (dataloader_idx, _, _), entry in self._all.items():
-            if entry.is_set and entry.settled.on_epoch:
+            if (entry.is_set or entry.synced is not None) and entry.settled.on_epoch:
                 yield dataloader_idx, entry
 
 

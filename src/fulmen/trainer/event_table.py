@@ -132,11 +132,14 @@ class EventTable:
             if Receiver.MONITORS in event.receivers:
                 wanted = receiver is Receiver.MONITORS
                 chosen = [callback for callback in chosen if _is_monitor(callback) is wanted]
-            return [
+            hooks: list[tuple[str, Hook]] = [
                 (f"[Callback]{callback.state_key}", partial(getattr(callback, name), trainer, module))
                 for callback in chosen
                 if is_overridden(name, callback, Callback)
             ]
+            if receiver is Receiver.MONITORS and hooks and trainer.world_size > 1:
+                hooks.insert(0, ("[Metrics]sync", _synced(trainer)))  # what the module has just logged, over all ranks
+            return hooks
         owner, parent = {
             Receiver.MODULE: (module, LightningModule),
             Receiver.DATAMODULE: (trainer.datamodule, LightningDataModule),
@@ -152,6 +155,13 @@ def owner_label(owner: object) -> str:
     kinds = (LightningModule, LightningDataModule, Strategy)
     kind = next((kind.__name__ for kind in kinds if isinstance(owner, kind)), "Callback")
     return f"[{kind}]{type(owner).__name__}"
+
+
+def _synced(trainer: Trainer) -> Hook:
+    def sync(*_: Any) -> None:
+        trainer.metrics.sync()
+
+    return sync
 
 
 def _is_monitor(callback: Callback) -> bool:

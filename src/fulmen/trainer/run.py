@@ -34,7 +34,9 @@ from fulmen.loggers.params import merge_hparams
 from fulmen.trainer.checks import check_callbacks, check_run
 from fulmen.trainer.defaults import add_module_callbacks
 from fulmen.trainer.event_table import owner_label
+from fulmen.trainer.requeue import RequeuedException, requeue_signal, requeued_checkpoint
 from fulmen.trainer.states import RunningStage, TrainerFn, TrainerStatus
+from fulmen.utilities.exceptions import SIGTERMException
 from fulmen.utilities.migration import migrate_checkpoint
 from fulmen.utilities.model_helpers import is_overridden
 from fulmen.utilities.rank_zero import rank_zero_info, rank_zero_warn
@@ -101,6 +103,7 @@ def set_up(
     if fn == "fit":
         trainer.fit_loop.resolve_max_epochs()
     strategy.setup_environment()
+    trainer.settle_log_dir()
     rank = trainer.local_rank if trainer.world_size > 1 else None
     trainer.profiler.setup(stage=fn, local_rank=rank, log_dir=trainer.log_dir)
     events.build()
@@ -114,7 +117,7 @@ def set_up(
     events.refresh()
     _configure_model(trainer)
     checkpoint = _load_checkpoint(trainer, ckpt_path, weights_only, model_provided)
-    is_late = strategy.restore_checkpoint_after_setup
+    is_late = strategy.restore_checkpoint_after_setup or strategy.precision_plugin.changes_state_dict
     if checkpoint is not None and not is_late:
         _restore_what_every_stage_uses(trainer, checkpoint)
     trainer.begin_metrics()
@@ -130,7 +133,8 @@ def set_up(
         if fn == "fit":
             restore_optimizers_and_schedulers(trainer, checkpoint)
             trainer.keep_checkpoint(checkpoint)
-    trainer.signals.install()
+    launcher = strategy.launcher
+    trainer.signals.install(requeue_signal=requeue_signal(trainer), forward=None if launcher is None else launcher.kill)
     if fn == "fit":
         module.zero_grad()
 
@@ -178,9 +182,12 @@ def _load_checkpoint(
     trainer: Trainer, ckpt_path: Any, weights_only: bool | None, model_provided: bool
 ) -> dict[str, Any] | None:
     fn = str(trainer.state.fn.value)  # type: ignore[union-attr]  # a method was called
-    path = resolve_ckpt_path(
-        trainer, ckpt_path, fn=fn, model_provided=model_provided, set_by_user=trainer.ckpt_path_of_user
-    )
+    path = None
+    if trainer.is_global_zero:  # the newest file is the same for all ranks only if one looks
+        path = requeued_checkpoint(trainer) or resolve_ckpt_path(
+            trainer, ckpt_path, fn=fn, model_provided=model_provided, set_by_user=trainer.ckpt_path_of_user
+        )
+    path = trainer.strategy.broadcast(path)
     trainer.note_ckpt_path(path)
     if path is None:
         return None
@@ -258,13 +265,16 @@ def finish(trainer: Trainer) -> None:
 
 def abort(trainer: Trainer, error: BaseException) -> None:
     """Take everything down after an error; an error while doing so is reported, and does not hide the first."""
+    if not isinstance(error, SIGTERMException):  # which all ranks have agreed on
+        trainer.strategy.report_fault(error)
+    status = "finished" if isinstance(error, RequeuedException) else "failed"
     steps: list[Callable[[], Any]] = [
         trainer.fit_loop.break_off,
         *_in_hook(trainer, "on_exception", error),
         partial(trainer.strategy.on_exception, error),
     ]
     if trainer.state.is_set_up is not False:  # the error came before the end
-        steps += [partial(logger.finalize, "failed") for logger in trainer.loggers]
+        steps += [partial(logger.finalize, status) for logger in trainer.loggers]
         steps += _release_steps(trainer)
         steps += _teardown_steps(trainer)
         trainer.state.is_set_up = False

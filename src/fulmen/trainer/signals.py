@@ -5,39 +5,66 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 from fulmen.utilities.exceptions import SIGTERMException
+from fulmen.utilities.rank_zero import rank_zero_info
 
 __all__ = ["Signals"]
 
 
 class Signals:
-    """Watches for SIGTERM during a run.
+    """Watches for SIGTERM, and for the signal by which a cluster announces that it takes the machine away.
+
+    The handlers only note the number and pass the signal on to child processes.
 
     Attributes:
         received: The number of the signal that came, read by the loops after each batch.
+        requeue_signal: The number that asks for a checkpoint and a new place in the queue; `None` without a cluster.
     """
 
-    __slots__ = ("_pid", "_previous", "received")
+    __slots__ = ("_forward", "_pid", "_previous", "received", "requeue_signal")
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._previous: Any = None
+        self.requeue_signal: int | None = None
+        self._previous: dict[int, Any] = {}
         self._pid = 0
+        self._forward: Callable[[int], None] | None = None
 
-    def install(self) -> None:
-        """Begin to watch; only the main thread can."""
-        self.received, self._pid = None, os.getpid()
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._note)
+    def install(self, *, requeue_signal: int | None = None, forward: Callable[[int], None] | None = None) -> None:
+        """Begin to watch; only the main thread can.
+
+        Args:
+            requeue_signal: Asks for a requeue; a handler of the user's for it stays, and there is no requeue then. With
+                one, SIGTERM by itself ends nothing: the cluster sends it along with the other.
+            forward: Sends a signal on to the processes that this one has started.
+        """
+        self.received, self.requeue_signal, self._pid, self._forward = None, None, os.getpid(), forward
+        if threading.current_thread() is not threading.main_thread():
+            return
+        if requeue_signal is not None:
+            if _is_taken(requeue_signal):
+                rank_zero_info(
+                    f"Your own handler of {signal.Signals(requeue_signal).name} stays, so this job is not requeued."
+                )
+            else:
+                self.requeue_signal = int(requeue_signal)
+                self._watch(requeue_signal)
+        self._watch(signal.SIGTERM)
+
+    def _watch(self, signum: int) -> None:
+        self._previous[signum] = signal.signal(signum, self._note)
 
     def restore(self) -> None:
-        """Put the user's handler back."""
-        if self._previous is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._previous)
-        self._previous = None
+        """Put the user's handlers back."""
+        if threading.current_thread() is threading.main_thread():
+            for signum, previous in self._previous.items():
+                if previous is not None:
+                    signal.signal(signum, previous)
+        self._previous = {}
 
     def raise_received(self) -> None:
         """Leave the loop because of the signal.
@@ -48,11 +75,22 @@ class Signals:
         raise SIGTERMException(128 + (self.received or signal.SIGTERM))
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        # data loader workers inherit the handler by fork and must die of the signal as before
+        # Data loader workers inherit the handler by fork. They must die of a signal as before, but of that to requeue:
+        # the cluster sends it to all processes, and the run needs its workers up to the checkpoint.
         if os.getpid() != self._pid:
+            if signum == self.requeue_signal:
+                return
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
             return
-        self.received = signum
-        if callable(self._previous):
-            self._previous(signum, frame)
+        if self._forward is not None:
+            self._forward(signum)
+        if self.requeue_signal is None or signum == self.requeue_signal:
+            self.received = signum
+        previous = self._previous.get(signum)
+        if callable(previous):
+            previous(signum, frame)
+
+
+def _is_taken(signum: int) -> bool:
+    return signal.getsignal(signum) not in (None, signal.SIG_IGN, signal.SIG_DFL)

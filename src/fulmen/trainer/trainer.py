@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -33,10 +34,12 @@ from fulmen.profilers.base import PassThroughProfiler
 from fulmen.profilers.profiler import Profiler
 from fulmen.strategies.strategy import Strategy
 from fulmen.trainer import arguments
+from fulmen.trainer.carrier import TrainerCarrier
 from fulmen.trainer.checks import check_callbacks, check_module
 from fulmen.trainer.defaults import with_defaults
 from fulmen.trainer.event_table import EventTable, nothing, owner_label
 from fulmen.trainer.profiling import choose_profiler
+from fulmen.trainer.requeue import requeue
 from fulmen.trainer.run import run
 from fulmen.trainer.signals import Signals
 from fulmen.trainer.sources import Sources
@@ -244,6 +247,7 @@ class Trainer(TrainerView):
         self._ckpt_path: _PATH | None = None
         self._ckpt_path_of_user: _PATH | None = None
         self._checkpoint: dict[str, Any] | None = None
+        self._log_dir_of_run = None
         self._wrapped_optimizers: list[LightningOptimizer] = []
         self._transfer_hooks: TransferHooks | None = None
         self._apply_overfit()
@@ -294,7 +298,7 @@ class Trainer(TrainerView):
         self.sources.attach(datamodule=datamodule, train=train_dataloaders, val=val_dataloaders)
         self.should_stop = False
         self.fit_loop.forget_data()
-        run(self, module, ckpt_path=ckpt_path, weights_only=weights_only, model_provided=True)
+        self._runner(self, module, ckpt_path=ckpt_path, weights_only=weights_only, model_provided=True)
 
     def validate(
         self,
@@ -322,7 +326,7 @@ class Trainer(TrainerView):
         module = self._begin(TrainerFn.VALIDATING, model)
         self.sources.attach(datamodule=datamodule, val=dataloaders)
         self.validate_loop.forget_data()
-        results: list[dict[str, float]] = run(
+        results: list[dict[str, float]] = self._runner(
             self, module, ckpt_path=ckpt_path, weights_only=weights_only, model_provided=model is not None
         )
         return self._shown(results, "validate", verbose)
@@ -341,7 +345,7 @@ class Trainer(TrainerView):
         module = self._begin(TrainerFn.TESTING, model)
         self.sources.attach(datamodule=datamodule, test=dataloaders)
         self.test_loop.forget_data()
-        results: list[dict[str, float]] = run(
+        results: list[dict[str, float]] = self._runner(
             self, module, ckpt_path=ckpt_path, weights_only=weights_only, model_provided=model is not None
         )
         return self._shown(results, "test", verbose)
@@ -373,10 +377,16 @@ class Trainer(TrainerView):
         self.sources.attach(datamodule=datamodule, predict=dataloaders)
         self.predict_loop.forget_data()
         self.predict_loop.return_predictions = return_predictions is not False
-        predictions: list[Any] | None = run(
+        predictions: list[Any] | None = self._runner(
             self, module, ckpt_path=ckpt_path, weights_only=weights_only, model_provided=model is not None
         )
         return predictions
+
+    @property
+    def _runner(self) -> Callable[..., Any]:
+        """What runs: `run` itself, or the launcher of several processes with it."""
+        launcher = self._strategy.launcher
+        return run if launcher is None else partial(launcher.launch, run, carrier=TrainerCarrier(self))
 
     def _begin(self, fn: TrainerFn, model: Any) -> LightningModule:
         """Take up a call of one of the four methods; return the module it is about."""
@@ -425,6 +435,7 @@ class Trainer(TrainerView):
         self.metrics.deactivate()
         self.metrics.clear()
         self.metrics.module = self.lightning_module
+        self.metrics.ranks = self._strategy if self.world_size > 1 else None
         for store in self._metric_stores():
             store.clear()
 
@@ -511,10 +522,22 @@ class Trainer(TrainerView):
         """Whether a `Timer` bounds the run."""
         return any(isinstance(callback, Timer) for callback in self.callbacks)
 
+    def obey_signal(self) -> None:
+        """Leave the run, or the machine, because of a signal; all ranks call it at the same step.
+
+        Raises:
+            SIGTERMException: Ends the run, and the process if nobody catches it.
+        """
+        signals = self.signals
+        if signals.received is not None and signals.received == signals.requeue_signal:
+            requeue(self, signals.received)
+        else:
+            signals.raise_received()
+
     @property
     def received_sigterm(self) -> bool:
         """Whether a SIGTERM has come during the run."""
-        return self.signals.received is not None
+        return self.signals.received == signal.SIGTERM
 
     # ---- profiling
     @property

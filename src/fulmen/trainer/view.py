@@ -49,6 +49,7 @@ class TrainerView:
     state: TrainerState
     _loggers: list[Logger]
     _default_root_dir: str
+    _log_dir_of_run: str | None
     limit_val_batches: int | float
     num_sanity_val_steps: int | float
 
@@ -295,13 +296,18 @@ class TrainerView:
     @property
     def log_dir(self) -> str | None:
         """Where the first logger writes, `default_root_dir` without loggers."""
-        directory: str | None
-        if self._loggers:
-            first = self._loggers[0]
-            directory = first.log_dir or first.save_dir
-        else:
-            directory = self.default_root_dir
-        return self._strategy.broadcast(directory)
+        if self._log_dir_of_run is not None:
+            return self._log_dir_of_run
+        if not self._loggers:
+            return self.default_root_dir
+        first = self._loggers[0]
+        return first.log_dir or first.save_dir
+
+    def settle_log_dir(self) -> None:
+        """Agree over ranks on `log_dir`, so that reading it does not communicate; called by all at a run's start."""
+        self._log_dir_of_run = None
+        if self.world_size > 1:
+            self._log_dir_of_run = self._strategy.broadcast(self.log_dir)
 
     @property
     def default_root_dir(self) -> str:

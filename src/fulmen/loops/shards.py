@@ -1,0 +1,136 @@
+"""Evaluation on several ranks: each sees its share of the batches, and nobody waits for one that has run out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from fulmen.data.prefetch import EvalBatches
+from fulmen.loops.agreement import SignalAgreement
+from fulmen.utilities.warnings import PossibleUserWarning
+
+if TYPE_CHECKING:
+    from fulmen.trainer.trainer import Trainer
+
+__all__ = ["EvenSteps", "evenly", "interleaved", "signal_agreement"]
+
+
+class EvenSteps:
+    """The batches of this rank, and repeats of its last one where the steps of other ranks need it to take part.
+
+    Batches are not padded, so one rank can have a batch more than another. That is fine while the steps keep to
+    themselves. If a step communicates (`self.all_gather` in `validation_step`, a sharded model), a rank that has run
+    out repeats its last batch, of which nothing is recorded.
+
+    Args:
+        trainer: The Trainer of the run.
+        batches: What this rank evaluates.
+        name: Of the step, for the warning.
+        step: Called with the first `arguments` of batch, batch index and dataloader index.
+        arguments: How many it takes.
+        to_device: Moves a batch; `None` if there is nothing to move.
+        make_context: Returns what a step runs in.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        batches: EvalBatches,
+        name: str,
+        *,
+        step: Callable[..., Any],
+        arguments: int,
+        to_device: Callable[[Any, int], Any] | None,
+        make_context: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self._trainer = trainer
+        self._batches = batches
+        self._name = name
+        self._step, self._arguments = step, arguments
+        self._to_device, self._make_context = to_device, make_context
+        own = batches.num_batches
+        self._missing = [max(counts) - mine for mine, counts in zip(own, batches.global_num_batches, strict=True)]
+        self._communicates = trainer.strategy.needs_shadow_steps
+        self._is_known = False
+
+    def step(self, *args: Any) -> Any:
+        """Call the step, and learn from the first call whether it communicates."""
+        if self._is_known:
+            return self._step(*args)
+        strategy = self._trainer.strategy
+        before = strategy.num_exchanges
+        output = self._step(*args)
+        self._is_known = True
+        self._communicates = self._communicates or strategy.num_exchanges != before
+        return output
+
+    def __iter__(self) -> Iterator[tuple[Any, int, int]]:
+        """Yield batch, batch index and dataloader index."""
+        last: tuple[Any, int, int] | None = None
+        for item in self._batches:
+            if last is not None and item[2] != last[2]:
+                self._repeat(*last)
+            last = item
+            yield item
+        if last is not None:
+            self._repeat(*last)
+
+    def _repeat(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+        missing = self._missing[dataloader_idx]
+        if not self._communicates or not missing:
+            return
+        warnings.warn(  # by the rank that it is about: rank 0 never runs out first
+            f"`{self._name}` communicates between ranks, but they have different numbers of batches. Rank"
+            f" {self._trainer.global_rank} has run out and repeats its last batch, so that nobody waits; what is logged"
+            " does not count it, but what your step gathers holds those samples twice. Gather at the end of the epoch.",
+            category=PossibleUserWarning,
+            stacklevel=2,
+        )
+        if self._to_device is not None:
+            batch = self._to_device(batch, dataloader_idx)
+        scope = self._trainer.scope
+        for number in range(1, int(missing) + 1):
+            scope.hook = self._name
+            with self._trainer.metrics.unrecorded(), self._make_context():
+                self._step(*(batch, batch_idx + number, dataloader_idx)[: self._arguments])
+            scope.hook = None
+
+
+def evenly(
+    trainer: Trainer,
+    batches: EvalBatches,
+    name: str,
+    *,
+    step: Callable[..., Any],
+    arguments: int,
+    to_device: Callable[[Any, int], Any] | None,
+    make_context: Callable[[], AbstractContextManager[Any]],
+) -> tuple[Iterable[tuple[Any, int, int]], Callable[..., Any]]:
+    """Return what to iterate in an evaluation and what to call: as `EvenSteps` if ranks have different numbers."""
+    if trainer.world_size == 1 or all(len(set(counts)) == 1 for counts in batches.global_num_batches):
+        return batches, step
+    even = EvenSteps(
+        trainer, batches, name, step=step, arguments=arguments, to_device=to_device, make_context=make_context
+    )
+    return even, even.step
+
+
+def signal_agreement(trainer: Trainer, batches: EvalBatches) -> SignalAgreement | None:
+    """Return how ranks agree on a signal during an evaluation; `None` with one process."""
+    if trainer.world_size == 1:
+        return None
+    per_rank = [sum(counts) for counts in zip(*batches.global_num_batches, strict=True)]
+    least = min(per_rank, default=0)
+    return SignalAgreement(trainer.strategy, trainer.signals, count=int(min(least, 2**62)))
+
+
+def interleaved(per_rank: list[list[Any]]) -> list[Any]:
+    """Return what the ranks have for their batches in the order in which one process would see them.
+
+    Args:
+        per_rank: For each rank its list; rank r of W has the batches r, r + W, ...
+    """
+    most = max(map(len, per_rank), default=0)
+    return [items[i] for i in range(most) for items in per_rank if i < len(items)]

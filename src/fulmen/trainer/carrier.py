@@ -1,0 +1,80 @@
+"""What a run in worker processes leaves behind, brought back to the process that called `fit`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from fulmen.core.states import TrainerFn
+from fulmen.utilities.seed import collect_rng_states, set_rng_states
+
+if TYPE_CHECKING:
+    from fulmen.trainer.trainer import Trainer
+
+__all__ = ["TrainerCarrier"]
+
+_LOOPS = ("fit_loop", "validate_loop", "test_loop", "predict_loop")
+
+
+class TrainerCarrier:
+    """Takes the state of a Trainer from the worker of rank 0 to the process that started the workers.
+
+    Afterwards the Trainer there stands as if it had run in that process: weights, optimizers, schedulers, counters,
+    callbacks, logged values and random numbers.
+
+    Args:
+        trainer: The Trainer; in a worker its copy there.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    def pack(self) -> dict[str, Any]:
+        """Return the state, in the worker of rank 0."""
+        trainer = self._trainer
+        strategy = trainer.strategy
+        return {
+            "state_dict": strategy.lightning_module_state_dict(),
+            "optimizers": [strategy.optimizer_state(optimizer) for optimizer in trainer.optimizers],
+            "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
+            "loops": {name: getattr(trainer, name).state_dict() for name in _LOOPS},
+            "batches_that_stepped": trainer.fit_loop.batches_that_stepped,
+            "callbacks": [callback.state_dict() for callback in trainer.callbacks],
+            "callback_metrics": _on_cpu(trainer.callback_metrics),
+            "logged_metrics": _on_cpu(trainer.logged_metrics),
+            "progress_bar_metrics": dict(trainer.progress_bar_metrics),
+            "status": trainer.state.status,
+            "should_stop": trainer.should_stop,
+            "max_epochs": trainer.fit_loop.max_epochs,
+            "ckpt_path": trainer.ckpt_path,
+            "predictions": trainer.predict_loop.predictions if trainer.state.fn == TrainerFn.PREDICTING else None,
+            "rng": collect_rng_states(),
+        }
+
+    def unpack(self, payload: dict[str, Any]) -> None:
+        """Give the Trainer of this process the state that `pack` returned."""
+        trainer, strategy = self._trainer, self._trainer.strategy
+        trainer.lightning_module.load_state_dict(payload["state_dict"])
+        for name, state in payload["loops"].items():
+            getattr(trainer, name).load_state_dict(state)
+        trainer.fit_loop.progress.batches_that_stepped = payload["batches_that_stepped"]
+        trainer.fit_loop.max_epochs = payload["max_epochs"]
+        for callback, state in zip(trainer.callbacks, payload["callbacks"], strict=False):
+            if state:
+                callback.load_state_dict(state)
+        if trainer.state.fn == TrainerFn.FITTING:
+            strategy.setup_optimizers(trainer)
+            for optimizer, state in zip(trainer.optimizers, payload["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
+            for config, state in zip(trainer.lr_scheduler_configs, payload["schedulers"], strict=True):
+                config.scheduler.load_state_dict(state)
+        trainer.metrics.show(payload["callback_metrics"], payload["logged_metrics"], payload["progress_bar_metrics"])
+        trainer.state.status, trainer.state.stage = payload["status"], None
+        trainer.should_stop = payload["should_stop"]
+        trainer.note_ckpt_path(payload["ckpt_path"])
+        set_rng_states(payload["rng"])
+
+
+def _on_cpu(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu() for name, value in metrics.items()}

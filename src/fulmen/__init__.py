@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fulmen.core.callback import Callback as Callback
     from fulmen.core.datamodule import LightningDataModule as LightningDataModule
     from fulmen.core.module import LightningModule as LightningModule
+    from fulmen.fabric.fabric import Fabric as Fabric
     from fulmen.trainer.trainer import Trainer as Trainer
     from fulmen.utilities.seed import seed_everything as seed_everything
 
@@ -23,6 +24,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "Callback": "fulmen.core.callback",
+        "Fabric": "fulmen.fabric.fabric",
         "LightningDataModule": "fulmen.core.datamodule",
         "LightningModule": "fulmen.core.module",
         "Trainer": "fulmen.trainer.trainer",

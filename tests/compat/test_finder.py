@@ -52,7 +52,9 @@ def test_names_are_the_same_objects_under_every_spelling() -> None:
     code = """
 import fulmen, fulmen.callbacks, lightning as L, lightning.pytorch as pl, pytorch_lightning
 from lightning.pytorch.callbacks.early_stopping import EarlyStopping
+import lightning_fabric
 assert L.Trainer is pl.Trainer is pytorch_lightning.Trainer is fulmen.Trainer
+assert L.Fabric is L.fabric.Fabric is lightning_fabric.Fabric is fulmen.Fabric
 assert EarlyStopping is pl.callbacks.EarlyStopping is fulmen.callbacks.EarlyStopping
 print(isinstance(fulmen.LightningModule(), pytorch_lightning.LightningModule))
 """
@@ -75,8 +77,9 @@ def test_version_is_that_of_the_interface() -> None:
     code = """
 import importlib.metadata as metadata
 import lightning, lightning.pytorch, pytorch_lightning
-names = ("lightning", "pytorch-lightning", "pytorch_lightning")
-modules = (lightning, lightning.pytorch, pytorch_lightning)
+import lightning_fabric
+names = ("lightning", "pytorch-lightning", "pytorch_lightning", "lightning_fabric")
+modules = (lightning, lightning.pytorch, pytorch_lightning, lightning_fabric)
 print({*(module.__version__ for module in modules), *map(metadata.version, names)})
 assert metadata.version("torch") and any(d.name == "fulmen" for d in metadata.distributions())
 """
@@ -117,6 +120,9 @@ def test_installed_lightning_is_not_used(tmp_path: Path) -> None:
         ("from lightning.pytorch.core.module import Nothing", "lightning.pytorch.core.module.Nothing"),
         ("import lightning.pytorch.nowhere", "lightning.pytorch.nowhere"),
         ("import pytorch_lightning as pl; pl.Nothing", "pytorch_lightning.Nothing"),
+        ("from lightning.fabric.strategies import NoSuchStrategy", "lightning.fabric.strategies.NoSuchStrategy"),
+        ("from lightning_fabric.utilities import nothing", "lightning_fabric.utilities.nothing"),
+        ("import lightning_fabric.nowhere", "lightning_fabric.nowhere"),
     ],
 )
 def test_unknown_name_is_named_with_the_version(code: str, name: str) -> None:

@@ -12,9 +12,10 @@ _USAGE = """\
 usage: python -m fulmen.compat script.py [arguments of the script]
        python -m fulmen.compat -m module [arguments of the module]
 
-Run a program written for Lightning 2.6 with fulmen: `import lightning`, `lightning.pytorch` and
-`pytorch_lightning` answer with the objects of fulmen. Other processes that the program starts by itself, or by
-"spawn", need `import fulmen.compat; fulmen.compat.install()` at the top of the program.
+Run a program written for Lightning 2.6 with fulmen: `import lightning`, `pytorch_lightning` and
+`lightning_fabric` answer with the objects of fulmen, also in the processes of `strategy="ddp"` and in those
+that `multiprocessing` starts. Programs that it starts by other means need the same prefix, or
+`import fulmen.compat; fulmen.compat.install()` at their top. With torchrun: `torchrun -m fulmen.compat script.py`.
 """
 
 

@@ -1,4 +1,4 @@
-"""The import hook: `lightning...` and `pytorch_lightning...` are found by a table of names."""
+"""The import hook: `lightning...`, `pytorch_lightning...` and `lightning_fabric...` are found by a table of names."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from typing import Any
 
 import fulmen
 from fulmen.compat.table import MODULES, table_name
+from fulmen.compat.workers import install_in_workers
 from fulmen.utilities.migration import LAYOUT_VERSION
 
 __all__ = ["install"]
 
 _ROOTS = ("lightning", "pytorch_lightning", "lightning_fabric")
-_DISTRIBUTIONS = ("lightning", "pytorch-lightning")
+_DISTRIBUTIONS = ("lightning", "pytorch-lightning", "lightning-fabric")
 # Programs quieten these by `logging.getLogger(...)`; they become other names of our loggers.
 _LOGGERS = {
     "lightning": "fulmen",
@@ -29,15 +30,17 @@ _LOGGERS = {
     "lightning.fabric.utilities.rank_zero": "fulmen.utilities.rank_zero",
     "pytorch_lightning": "fulmen",
     "pytorch_lightning.utilities.rank_zero": "fulmen.utilities.rank_zero",
+    "lightning_fabric": "fulmen",
+    "lightning_fabric.utilities.rank_zero": "fulmen.utilities.rank_zero",
 }
 
 
 def install() -> None:
-    """Answer imports of `lightning`, `lightning.pytorch`, `lightning.fabric` and `pytorch_lightning` from now on.
+    """Answer imports of `lightning`, `pytorch_lightning`, `lightning_fabric` and their modules from now on.
 
     The names are the same objects as those of this package, so `isinstance` holds across both. An installed Lightning
-    is not used, but it stays as it is. Processes started by "spawn" need the call too: put it at the top of the
-    program. Calling again changes nothing.
+    is not used, but it stays as it is. It holds for the processes that `multiprocessing` starts, too: workers of a
+    DataLoader, of `strategy="ddp_spawn"`. Calling again changes nothing.
 
     Raises:
         RuntimeError: The real Lightning was imported before.
@@ -53,6 +56,7 @@ def install() -> None:
                 " `python -m fulmen.compat script.py`."
             )
     sys.meta_path.insert(0, _NamesFinder())
+    install_in_workers(install)
     for theirs, ours in _LOGGERS.items():
         logging.Logger.manager.loggerDict.setdefault(theirs, logging.getLogger(ours))
 

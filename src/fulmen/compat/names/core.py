@@ -9,6 +9,7 @@ CORE: dict[str, dict[str, str]] = {
         "fulmen.core.callback": "Callback",
         "fulmen.core.datamodule": "LightningDataModule",
         "fulmen.core.module": "LightningModule",
+        "fulmen.fabric.fabric": "Fabric",
         "fulmen.trainer.trainer": "Trainer",
         "fulmen.utilities.seed": "seed_everything",
     },

@@ -28,6 +28,13 @@ TRAINER: dict[str, dict[str, str]] = {
     "lightning.pytorch.loops.training_epoch_loop": {"fulmen.loops.fit": "_TrainingEpochLoop=FitLoop"},
     "lightning.pytorch.loops.utilities": {"fulmen.compat.finite_loss": "check_finite_loss"},
     "lightning.pytorch.trainer": {"fulmen.trainer.trainer": "Trainer", "fulmen.utilities.seed": "seed_everything"},
+    "lightning.pytorch.trainer.connectors": {},
+    "lightning.pytorch.trainer.connectors.accelerator_connector": {
+        "fulmen.compat.argument_types": (
+            "_LITERAL_WARN=LITERAL_WARN _PLUGIN_INPUT=TRAINER_PLUGIN_INPUT _PRECISION_INPUT=PRECISION_INPUT "
+            "_PRECISION_INPUT_STR=PRECISION_INPUT_STR"
+        ),
+    },
     "lightning.pytorch.trainer.states": {"fulmen.trainer.states": "RunningStage TrainerFn TrainerState TrainerStatus"},
     "lightning.pytorch.trainer.trainer": {"fulmen.trainer.trainer": "Trainer"},
 }

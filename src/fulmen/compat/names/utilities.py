@@ -5,6 +5,11 @@ from __future__ import annotations
 __all__ = ["UTILITIES"]
 
 UTILITIES: dict[str, dict[str, str]] = {
+    "lightning.pytorch.overrides": {},
+    "lightning.pytorch.overrides.distributed": {
+        "fulmen.data.sampler": "UnrepeatedDistributedSampler UnrepeatedDistributedSamplerWrapper",
+        "fulmen.strategies.manual_step": "prepare_for_backward",
+    },
     "lightning.pytorch.utilities": {
         "fulmen.data.combined_loader": "CombinedLoader",
         "fulmen.utilities.data": "suggested_max_num_workers",

@@ -1,0 +1,54 @@
+"""Reading large files of weights piece by piece."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fulmen.utilities.tree import apply_to_collection
+from fulmen.utilities.types import _PATH
+
+__all__ = ["lazy_load", "materialize"]
+
+
+def lazy_load(filename: _PATH) -> Any:
+    """Load a file whose tensors are read from it only as they are used.
+
+    The tensors are mapped into memory, on the CPU: usable at once, and the file must stay as it is while they are used.
+
+    Args:
+        filename: A local file of `torch.save`. It may contain any object, so it must come from a source you trust.
+
+    Returns:
+        Its content.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    if not Path(filename).is_file():
+        raise FileNotFoundError(
+            f"The path {str(filename)!r} does not exist or is not a file, so there is nothing to load. Check the name."
+        )
+    return torch.load(filename, map_location="cpu", mmap=True, weights_only=False)
+
+
+def materialize(collection: Any) -> Any:
+    """Read all tensors of a collection into memory, so that the file they come from is not needed any more.
+
+    Args:
+        collection: What `lazy_load` returned, or a part of it.
+
+    Returns:
+        The collection with tensors of its own.
+    """
+    return apply_to_collection(collection, Tensor, _own_copy)
+
+
+def _own_copy(tensor: Tensor) -> Tensor:
+    copy = tensor.detach().clone()
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(copy, requires_grad=tensor.requires_grad)
+    return copy.requires_grad_(tensor.requires_grad)

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from fulmen.compat.launchers import MultiProcessingLauncher, SubprocessScriptLauncher
+from fulmen.plugins.environments.local import LightningEnvironment
+from fulmen.plugins.environments.torchelastic import TorchElasticEnvironment
+from fulmen.strategies.ddp import DDPStrategy
+from fulmen.strategies.launchers import multiprocessing, subprocess_script
+
+
+class _Counter:
+    """Stands where a Trainer does."""
+
+    count = 0
+
+
+class _Counting(MultiProcessingLauncher):
+    """A launcher of a user, which brings back a count."""
+
+    def get_extra_results(self, trainer: Any) -> dict[str, Any]:
+        return {"count": trainer.count, "process": os.getpid()}
+
+    def update_main_process_results(self, trainer: Any, extra: dict[str, Any]) -> None:
+        trainer.count, trainer.process = extra["count"], extra["process"]
+
+
+def _count(counter: Any, by: int) -> str:
+    counter.count += by
+    return "done"
+
+
+@pytest.mark.distributed
+def test_hooks_bring_back_what_the_trainer_of_rank_0_became() -> None:
+    environment = LightningEnvironment()
+    strategy = DDPStrategy(parallel_devices=[], cluster_environment=environment)
+    strategy.parallel_devices = DDPStrategy().parallel_devices
+    counter: Any = _Counter()
+    result = _Counting(strategy, start_method="fork").launch(_count, counter, by=2, trainer=counter)
+
+    assert (result, counter.count) == ("done", 2)
+    assert counter.process != os.getpid()
+
+
+def test_a_launcher_without_a_strategy_runs_in_processes_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "GROUP_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    launcher = SubprocessScriptLauncher(TorchElasticEnvironment(), num_processes=2, num_nodes=1)
+    counter: Any = _Counter()
+
+    assert launcher.launch(_count, counter, by=3, trainer=counter) == "done"
+    assert (counter.count, launcher.procs, launcher.is_interactive_compatible) == (3, [], False)
+
+
+def test_launchers_that_a_strategy_made_are_of_these_classes() -> None:
+    strategy: Any = DDPStrategy()
+
+    assert isinstance(multiprocessing.MultiProcessingLauncher(strategy, "fork"), MultiProcessingLauncher)
+    assert isinstance(subprocess_script.SubprocessScriptLauncher(strategy), SubprocessScriptLauncher)
+    assert not isinstance(multiprocessing.MultiProcessingLauncher(strategy, "fork"), _Counting)

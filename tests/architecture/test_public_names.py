@@ -80,6 +80,7 @@ def test_root_exports_its_first_names() -> None:
 
     assert sorted(package.__all__) == [
         "Callback",
+        "Fabric",
         "LightningDataModule",
         "LightningModule",
         "Trainer",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.driver import chosen, count, default_workers, describe, time_cases, time_imports
+from benchmarks.ranks import time_ranks
 from benchmarks.report import as_markdown, as_text
 
 _REFERENCE = "FULMEN_REFERENCE_PYTHON"
@@ -45,12 +46,18 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.quick:
         rounds, sizes = 1, {"steps": 8, "warmup": 2, "epoch_batches": 4}
     setup = {"device": arguments.device, "clock": arguments.clock, **sizes}
+    cases, keys = chosen(arguments.cases)
+    if arguments.device != "cpu":
+        keys = []  # several ranks on one GPU would measure how they wait for it
     workers = default_workers(setup, os.environ.get(_REFERENCE))
     try:
         return {
             "environment": describe(workers),
             "settings": {"rounds": rounds, **setup},
-            "times": time_cases(workers, chosen(arguments.cases), rounds, _tell),
+            "times": [
+                *time_cases(workers, cases, rounds, _tell),
+                *time_ranks({worker.package: worker.python for worker in workers}, keys, setup, rounds, _tell),
+            ],
             "counts": [] if arguments.cases else count(workers),
             "imports": [] if arguments.cases else time_imports(workers, rounds, _tell),
         }

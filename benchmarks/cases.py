@@ -10,7 +10,7 @@ from typing import Any, Literal
 from benchmarks import cnn, plain
 from benchmarks.frameworks import Framework
 from benchmarks.models import make_callback, make_model
-from benchmarks.timing import Setup
+from benchmarks.timing import Batches, Setup
 
 __all__ = ["CASES", "Case", "quiet"]
 
@@ -74,6 +74,21 @@ def trained_with_defaults(
     return setup.per_step(partial(trainer.fit, make_model(framework, num_logged=num_logged, prog_bar=prog_bar)))
 
 
+def fabric_trained(setup: Setup, framework: Framework) -> float:
+    """Time the steps of a loop of one's own on Fabric."""
+    fabric = framework.fabric(accelerator="gpu" if setup.device == "cuda" else "cpu", devices=1)
+
+    def use(batches: Batches) -> None:
+        model, optimizer = fabric.setup(*plain.model_and_optimizer(setup.device))
+        for batch in batches:
+            loss = model(batch).sum()
+            optimizer.zero_grad()
+            fabric.backward(loss)
+            optimizer.step()
+
+    return setup.per_step(use)
+
+
 def validated(setup: Setup, framework: Framework, *, num_logged: int = 0) -> float:
     """Time the batches of `validate`."""
     trainer = framework.trainer(**quiet(setup.device))
@@ -126,6 +141,7 @@ CASES: tuple[Case, ...] = (
          partial(_DEFAULTS, bar="TQDMProgressBar"), screen="terminal"),
     Case("defaults_shown", "defaults, 1 scalar logged and shown, terminal", plain.training,
          partial(_DEFAULTS, num_logged=1, prog_bar=True), screen="terminal"),
+    Case("fabric", "a loop on Fabric", plain.training, fabric_trained),
     Case("validate", "validate", plain.evaluating, validated, unit="batch"),
     Case("validate_log_1", "validate, 1 logged scalar", plain.evaluating, partial(validated, num_logged=1),
          unit="batch"),

@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks.cases import CASES, Case
 from benchmarks.frameworks import IMPORTS
 from benchmarks.imports import time_import
+from benchmarks.ranks import RANK_CASES
 from benchmarks.screen import Screens
 from benchmarks.shape import SHAPES
 from benchmarks.timing import Spread
@@ -169,16 +170,14 @@ def default_workers(setup: dict[str, Any], reference_python: str | None) -> list
     return workers
 
 
-def chosen(keys: str | None) -> list[Case]:
-    """Return the cases named, all by default.
+def chosen(keys: str | None) -> tuple[list[Case], list[str]]:
+    """Return the cases named, and the keys of those on several ranks; all by default.
 
     Raises:
         SystemExit: There is no such case.
     """
-    if keys is None:
-        return list(CASES)
-    wanted = set(keys.split(","))
-    if unknown := wanted - {case.key for case in CASES}:
-        known = ", ".join(case.key for case in CASES)
-        raise SystemExit(f"There is no case {sorted(unknown)}. Choose from: {known}.")
-    return [case for case in CASES if case.key in wanted]
+    known = [*(case.key for case in CASES), *RANK_CASES]
+    wanted = set(known) if keys is None else set(keys.split(","))
+    if unknown := wanted - set(known):
+        raise SystemExit(f"There is no case {sorted(unknown)}. Choose from: {', '.join(known)}.")
+    return [case for case in CASES if case.key in wanted], [key for key in RANK_CASES if key in wanted]

@@ -27,6 +27,7 @@ class Framework:
     version: str
     folder: str  # all its files are below
     trainer: Callable[..., Any]
+    fabric: Callable[..., Any]
     module: type
     callback: type
     callbacks: Any
@@ -45,6 +46,7 @@ def load(name: str) -> Framework:
         version=package.__version__,
         folder=str(Path(str(package.__file__)).parent),
         trainer=root.Trainer,
+        fabric=package.Fabric,
         module=root.LightningModule,
         callback=root.Callback,
         callbacks=import_module(f"{_ROOTS[name]}.callbacks"),

@@ -14,6 +14,7 @@ __all__ = [
     "accumulating",
     "clipping",
     "evaluating",
+    "model_and_optimizer",
     "one_batch",
     "predicting",
     "scheduling",

@@ -85,12 +85,13 @@ RANK_CASES: dict[str, tuple[str, Callable[[Setup], float], Callable[[Setup, Fram
 }
 
 
-def measure(framework: Framework, setup: Setup, rounds: int) -> dict[str, list[dict[str, float]]]:
-    """Measure all cases in turn, on this rank; the others do the same at the same time."""
+def measure(framework: Framework, keys: list[str], setup: Setup, rounds: int) -> dict[str, list[dict[str, float]]]:
+    """Measure some cases in turn, on this rank; the others do the same at the same time."""
     distributed.init_process_group("gloo")
-    found: dict[str, list[dict[str, float]]] = {key: [] for key in RANK_CASES}
+    found: dict[str, list[dict[str, float]]] = {key: [] for key in keys}
     for number in range(rounds):
-        for key, (_, plain, measured) in RANK_CASES.items():
+        for key in keys:
+            _, plain, measured = RANK_CASES[key]
             seconds = {}
             for which in ("plain", "measured") if number % 2 == 0 else ("measured", "plain"):
                 gc.collect()
@@ -101,15 +102,22 @@ def measure(framework: Framework, setup: Setup, rounds: int) -> dict[str, list[d
     return found
 
 
-def time_ranks(pythons: dict[str, str], setup: dict[str, Any], rounds: int) -> list[dict[str, Any]]:
+def time_ranks(
+    pythons: dict[str, str], keys: list[str], setup: dict[str, Any], rounds: int, tell: Callable[[str], None]
+) -> list[dict[str, Any]]:
     """Measure each package in processes of its own, and return rows for the report.
 
     Args:
         pythons: An interpreter for each package.
+        keys: Which of `RANK_CASES`.
         setup: Arguments of `Setup`.
         rounds: How often each case is measured.
+        tell: Is told how far it is.
     """
-    by_package = {package: _run(package, python, setup, rounds) for package, python in pythons.items()}
+    by_package = {}
+    for package, python in pythons.items() if keys else ():
+        tell(f"{package} on {_WORLD_SIZE} ranks")
+        by_package[package] = _run(package, python, keys, setup, rounds)
     return [
         {
             "key": key,
@@ -117,15 +125,17 @@ def time_ranks(pythons: dict[str, str], setup: dict[str, Any], rounds: int) -> l
             "unit": "us per step",
             "packages": {package: _summary(found[key]) for package, found in by_package.items()},
         }
-        for key, (title, _, _) in RANK_CASES.items()
+        for key, title in ((key, RANK_CASES[key][0]) for key in keys)
     ]
 
 
-def _run(package: str, python: str, setup: dict[str, Any], rounds: int) -> dict[str, list[dict[str, float]]]:
+def _run(
+    package: str, python: str, keys: list[str], setup: dict[str, Any], rounds: int
+) -> dict[str, list[dict[str, float]]]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    command = [python, "-m", "benchmarks.ranks", package, "--setup", json.dumps(setup), "--rounds", str(rounds)]
+    command = [python, "-m", "benchmarks.ranks", package, *keys, "--setup", json.dumps(setup), "--rounds", str(rounds)]
     ranks: list[subprocess.Popen[str]] = []
     for number in range(_WORLD_SIZE):
         environment = {
@@ -169,6 +179,7 @@ def main() -> None:
     """Measure as one of the ranks; rank 0 prints the figures."""
     parser = argparse.ArgumentParser(description="Measure one package as a rank; started by `python -m benchmarks`.")
     parser.add_argument("package")
+    parser.add_argument("keys", nargs="+")
     parser.add_argument("--setup", required=True, help="sizes, as JSON")
     parser.add_argument("--rounds", type=int, required=True)
     arguments = parser.parse_args()
@@ -178,7 +189,7 @@ def main() -> None:
     framework, setup = load(arguments.package), Setup(**json.loads(arguments.setup))
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        found = measure(framework, setup, arguments.rounds)
+        found = measure(framework, arguments.keys, setup, arguments.rounds)
         os.chdir(os.path.sep)
     if os.environ["RANK"] == "0":
         sys.stdout.write(json.dumps(found) + "\n")

@@ -10,12 +10,12 @@ import subprocess
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-__all__ = ["free_port", "rank_environment", "run_ranks", "run_script"]
+__all__ = ["free_port", "rank_environment", "run_all", "run_ranks", "run_script"]
 
 
 def free_port() -> int:
@@ -108,6 +108,24 @@ def _work(writer: Any, environment: dict[str, str], function: Callable[..., Any]
         result = False, traceback.format_exc()
     writer.send_bytes(pickle.dumps(result))  # not `send`, which shares tensors with a process that ends now
     writer.close()
+
+
+def run_all(functions: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) -> list[Any]:
+    """Call functions one after the other, so that a test module starts its processes once; for `run_ranks`.
+
+    Args:
+        functions: Each with its arguments.
+
+    Returns:
+        What they returned; the traceback as a text where one raised.
+    """
+    results: list[Any] = []
+    for function, args in functions:
+        try:
+            results.append(function(*args))
+        except Exception:  # noqa: PERF203 - the other functions must be called
+            results.append(traceback.format_exc())
+    return results
 
 
 def run_script(

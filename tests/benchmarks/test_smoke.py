@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.cases import CASES
 from benchmarks.driver import IMPORT_ROWS
+from benchmarks.ranks import RANK_CASES
 from benchmarks.report import as_markdown, as_text
 from benchmarks.shape import SHAPES
 
@@ -34,7 +35,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_every_row_is_measured(results: dict[str, Any]) -> None:
-    assert [row["key"] for row in results["times"]] == [case.key for case in CASES]
+    assert [row["key"] for row in results["times"]] == [*(case.key for case in CASES), *RANK_CASES]
     assert {row["key"] for row in results["counts"]} | ON_A_GPU_ONLY == {shape.key for shape in SHAPES}
     assert [row["key"] for row in results["imports"]] == [key for key, _ in IMPORT_ROWS]
 

@@ -80,7 +80,7 @@ def test_flags_are_true_for_what_is_installed():
 # ---- files of weights
 def test_lazily_loaded_tensors_are_those_of_the_file(tmp_path):
     path = tmp_path / "weights.pt"
-    saved = {"weight": nn.Parameter(torch.arange(3.0)), "deep": [torch.ones(2)], "steps": 5}
+    saved: dict[str, Any] = {"weight": nn.Parameter(torch.arange(3.0)), "deep": [torch.ones(2)], "steps": 5}
     torch.save(saved, path)
     loaded = lazy_load(path)
     own = materialize(loaded)

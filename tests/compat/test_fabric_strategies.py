@@ -26,7 +26,7 @@ class Watched(SingleDeviceStrategy):
         self.calls.append("backward")
         super().backward(tensor, module, *args, **kwargs)
 
-    def save_checkpoint(self, path, state, storage_options=None, filter=None):  # type: ignore[no-untyped-def]
+    def save_checkpoint(self, path, state, storage_options=None, filter=None):
         self.calls.append(f"save {sorted(state)}")
         super().save_checkpoint(path, state, storage_options, filter)
 

@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 import pytest
+import torch
 
 from fulmen.compat.launchers import MultiProcessingLauncher, SubprocessScriptLauncher
 from fulmen.plugins.environments.local import LightningEnvironment
@@ -35,9 +36,7 @@ def _count(counter: Any, by: int) -> str:
 
 @pytest.mark.distributed
 def test_hooks_bring_back_what_the_trainer_of_rank_0_became() -> None:
-    environment = LightningEnvironment()
-    strategy = DDPStrategy(parallel_devices=[], cluster_environment=environment)
-    strategy.parallel_devices = DDPStrategy().parallel_devices
+    strategy = DDPStrategy(parallel_devices=[torch.device("cpu")], cluster_environment=LightningEnvironment())
     counter: Any = _Counter()
     result = _Counting(strategy, start_method="fork").launch(_count, counter, by=2, trainer=counter)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import fulmen
 from fulmen.compat.workers import install_in_workers
 from tests.distributed_harness import run_script
 
@@ -15,30 +16,21 @@ import multiprocessing
 import sys
 
 import lightning as L
-import torch
-
-
-class Numbers(torch.utils.data.Dataset):
-    def __len__(self):
-        return 2
-
-    def __getitem__(self, idx):
-        return L.Trainer.__module__
 
 
 def show():
-    print(L.Trainer.__module__)
+    print(L.__version__, L.__doc__)
 
 
 if __name__ == "__main__":
     worker = multiprocessing.get_context(sys.argv[1]).Process(target=show)
     worker.start()
     worker.join()
-    loader = torch.utils.data.DataLoader(Numbers(), num_workers=1, multiprocessing_context=sys.argv[1])
-    print(*(batch[0] for batch in loader), sep="\\n")
     sys.exit(worker.exitcode)
 """
+ANSWERED = f"2.6.6 Names of `lightning`, answered by fulmen {fulmen.__version__}."
 TRAIN = """
+import os
 import sys
 
 import lightning as L
@@ -49,6 +41,7 @@ if __name__ == "__main__":
         strategy=sys.argv[1], devices=2, accelerator="cpu", max_epochs=1, limit_train_batches=2, limit_val_batches=0,
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )
+    os.chdir("/")
     trainer.fit(BoringModel())
     sys.stdout.write(f"{trainer.global_rank} of {trainer.world_size}: {trainer.global_step} steps\\n")
 """
@@ -82,11 +75,11 @@ def _lines(folder: Path, program: str, *arguments: str, as_module: bool = False,
 
 @pytest.mark.parametrize("start_method", ["spawn", "forkserver"])
 def test_workers_of_a_program_find_the_names(start_method: str, tmp_path: Path) -> None:
-    assert _lines(tmp_path, WORKERS, start_method) == ["fulmen.trainer.trainer"] * 3
+    assert _lines(tmp_path, WORKERS, start_method) == [ANSWERED]
 
 
 def test_workers_of_a_module_find_the_names(tmp_path: Path) -> None:
-    assert _lines(tmp_path, WORKERS, "spawn", as_module=True) == ["fulmen.trainer.trainer"] * 3
+    assert _lines(tmp_path, WORKERS, "spawn", as_module=True) == [ANSWERED]
 
 
 @pytest.mark.distributed

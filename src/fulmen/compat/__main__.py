@@ -41,7 +41,10 @@ def main(arguments: list[str]) -> int:
     if not os.path.exists(program[0]):
         sys.stderr.write(f"python -m fulmen.compat: there is no file {program[0]!r}\n")
         return 2
-    sys.path[0] = os.path.dirname(os.path.abspath(program[0]))  # as Python does for a script
+    script = os.path.abspath(program[0])
+    if sys.orig_argv[-len(program) :] == program:
+        sys.orig_argv[-len(program)] = script  # `strategy="ddp"` runs this command again, maybe in another folder
+    sys.path[0] = os.path.dirname(script)  # as Python does for a script
     runpy.run_path(program[0], run_name="__main__")
     return 0
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fulmen.trainer.trainer import Trainer
     from fulmen.utilities.types import LRSchedulerPLType, OptimizerLRScheduler
 
-__all__ = ["MODULE_OPTIMIZERS", "LightningModule"]
+__all__ = ["MODULE_OPTIMIZERS", "LightningModule", "TrainerOfFabric"]
 
 MODULE_OPTIMIZERS = Union[Optimizer, LightningOptimizer, list[Optimizer], list[LightningOptimizer]]  # noqa: UP007 - an alias at run time
 _warnings = WarningCache()
@@ -616,8 +616,9 @@ class TrainerOfFabric:
             return getattr(self._fabric, name)
         except AttributeError:
             raise AttributeError(
-                f"Your LightningModule code tried to access `self.trainer.{name}`, but Fabric runs it, and your own loop"
-                " takes the place of a Trainer. Guard the line by `if self.fabric is None`, or keep the value yourself."
+                f"Your LightningModule code tried to access `self.trainer.{name}`, but Fabric runs it, and your own"
+                " loop takes the place of a Trainer. Guard the line by `if self.fabric is None`, or keep the value"
+                " yourself."
             ) from None
 
 

@@ -112,6 +112,15 @@ class Strategy(TrainerSide, Communication, ABC):
         self._chosen.add("precision_plugin")
 
     @property
+    def precision(self) -> Precision:
+        """The number format, under the name that Fabric programs know."""
+        return self.precision_plugin
+
+    @precision.setter
+    def precision(self, precision: Precision) -> None:
+        self.precision_plugin = precision
+
+    @property
     def chosen_parts(self) -> frozenset[str]:
         """Names of the parts that came with the strategy, by its constructor or by assignment."""
         return frozenset(self._chosen)

@@ -10,6 +10,7 @@ from fulmen.core.states import TrainerFn
 from fulmen.utilities.seed import collect_rng_states, set_rng_states
 
 if TYPE_CHECKING:
+    from fulmen.core.module import LightningModule
     from fulmen.trainer.trainer import Trainer
 
 __all__ = ["TrainerCarrier"]
@@ -25,10 +26,12 @@ class TrainerCarrier:
 
     Args:
         trainer: The Trainer; in a worker its copy there.
+        module: What it runs.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Trainer, module: LightningModule) -> None:
         self._trainer = trainer
+        self._module = module
 
     def pack(self) -> dict[str, Any]:
         """Return the state, in the worker of rank 0."""
@@ -55,7 +58,8 @@ class TrainerCarrier:
     def unpack(self, payload: dict[str, Any]) -> None:
         """Give the Trainer of this process the state that `pack` returned."""
         trainer, strategy = self._trainer, self._trainer.strategy
-        trainer.lightning_module.load_state_dict(payload["state_dict"])
+        trainer.attach(self._module)
+        self._module.load_state_dict(payload["state_dict"])
         for name, state in payload["loops"].items():
             getattr(trainer, name).load_state_dict(state)
         trainer.fit_loop.progress.batches_that_stepped = payload["batches_that_stepped"]

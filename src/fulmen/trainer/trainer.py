@@ -298,7 +298,7 @@ class Trainer(TrainerView):
         self.sources.attach(datamodule=datamodule, train=train_dataloaders, val=val_dataloaders)
         self.should_stop = False
         self.fit_loop.forget_data()
-        self._runner(self, module, ckpt_path=ckpt_path, weights_only=weights_only, model_provided=True)
+        self._runner(module)(self, module, ckpt_path=ckpt_path, weights_only=weights_only, model_provided=True)
 
     def validate(
         self,
@@ -326,7 +326,7 @@ class Trainer(TrainerView):
         module = self._begin(TrainerFn.VALIDATING, model)
         self.sources.attach(datamodule=datamodule, val=dataloaders)
         self.validate_loop.forget_data()
-        results: list[dict[str, float]] = self._runner(
+        results: list[dict[str, float]] = self._runner(module)(
             self, module, ckpt_path=ckpt_path, weights_only=weights_only, model_provided=model is not None
         )
         return self._shown(results, "validate", verbose)
@@ -345,7 +345,7 @@ class Trainer(TrainerView):
         module = self._begin(TrainerFn.TESTING, model)
         self.sources.attach(datamodule=datamodule, test=dataloaders)
         self.test_loop.forget_data()
-        results: list[dict[str, float]] = self._runner(
+        results: list[dict[str, float]] = self._runner(module)(
             self, module, ckpt_path=ckpt_path, weights_only=weights_only, model_provided=model is not None
         )
         return self._shown(results, "test", verbose)
@@ -377,16 +377,15 @@ class Trainer(TrainerView):
         self.sources.attach(datamodule=datamodule, predict=dataloaders)
         self.predict_loop.forget_data()
         self.predict_loop.return_predictions = return_predictions is not False
-        predictions: list[Any] | None = self._runner(
+        predictions: list[Any] | None = self._runner(module)(
             self, module, ckpt_path=ckpt_path, weights_only=weights_only, model_provided=model is not None
         )
         return predictions
 
-    @property
-    def _runner(self) -> Callable[..., Any]:
-        """What runs: `run` itself, or the launcher of several processes with it."""
+    def _runner(self, module: LightningModule) -> Callable[..., Any]:
+        """Return what runs: `run` itself, or the launcher of several processes with it."""
         launcher = self._strategy.launcher
-        return run if launcher is None else partial(launcher.launch, run, carrier=TrainerCarrier(self))
+        return run if launcher is None else partial(launcher.launch, run, carrier=TrainerCarrier(self, module))
 
     def _begin(self, fn: TrainerFn, model: Any) -> LightningModule:
         """Take up a call of one of the four methods; return the module it is about."""

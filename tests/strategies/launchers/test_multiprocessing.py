@@ -44,7 +44,7 @@ def train(strategy: StandIn, weights: Weights, model: nn.Module):
         model.weight.add_(1)  # type: ignore[operator]  # of its own copy
     dist.barrier()
     weights.value += model.weight.sum().item()  # type: ignore[operator]
-    return strategy.rank, rank, torch.get_default_dtype(), torch.rand(1), torch.are_deterministic_algorithms_enabled()
+    return strategy.rank, rank, torch.get_default_dtype(), torch.rand(1), torch.get_float32_matmul_precision()
 
 
 def fail(strategy: StandIn, how: str, who: int, file: Path):
@@ -83,7 +83,7 @@ def no_variables(monkeypatch):
 @pytest.mark.distributed
 @pytest.mark.parametrize("method", METHODS)
 def test_result_and_state_come_back_and_workers_share_settings_but_no_memory(method, monkeypatch):
-    torch.use_deterministic_algorithms(True)
+    torch.set_float32_matmul_precision("medium")
     model, strategy, weights = nn.Linear(2, 1, bias=False), StandIn(), Weights()
     model.weight.data.zero_()
     launcher = MultiProcessingLauncher(strategy, method)
@@ -93,10 +93,10 @@ def test_result_and_state_come_back_and_workers_share_settings_but_no_memory(met
         count = 2 if method == "fork" else 1
         results = [launcher.launch(train, strategy, weights, model, carrier=weights) for _ in range(count)]
     finally:
-        torch.use_deterministic_algorithms(False)
+        torch.set_float32_matmul_precision("highest")
 
-    for rank, total, dtype, number, is_deterministic in results:
-        assert (rank, total.item(), dtype, is_deterministic) == (0, 1.0, torch.float32, True)
+    for rank, total, dtype, number, precision in results:
+        assert (rank, total.item(), dtype, precision) == (0, 1.0, torch.float32, "medium")
         assert number == torch.rand(1, generator=torch.Generator().set_state(state))
     assert weights.value.tolist() == [2.0 * count] * 2  # each launch added 1 to both weights of its own copy
     assert model.weight.tolist() == [[0.0, 0.0]]

@@ -15,7 +15,9 @@ from tests.strategies.launchers.stand_in import StandIn
 def spawn(fn, args, nprocs, start_method):
     """Stands for `torch_xla`, which needs its hardware: two processes, an error for each that fails."""
     assert nprocs is None
-    torch.multiprocessing.start_processes(fn, args=args, nprocs=2, start_method=start_method)
+    torch.multiprocessing.start_processes(  # type: ignore[attr-defined]  # public, but not declared so
+        fn, args=args, nprocs=2, start_method=start_method
+    )
 
 
 @pytest.fixture

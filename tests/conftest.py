@@ -21,8 +21,27 @@ def seed() -> None:
         np.random.seed(0)
 
 
+# Of tests that start processes (seconds each, as every process imports torch) the default run has one of each kind.
+_IN_DEFAULT_RUN = (
+    "test_faults.py::test_error_on_one_rank_ends_all_with_its_traceback_last[error-ValueError: boom-1]",
+    "test_faults.py::test_death_of_one_rank_ends_all[killed-0]",
+    "test_faults.py::test_death_of_one_rank_ends_all[killed-1]",
+    "test_multiprocessing.py::test_result_and_state_come_back_and_workers_share_settings_but_no_memory[spawn]",
+    "test_multiprocessing.py::test_failure_of_one_worker_ends_all_and_is_named[error-ValueError: boom-1]",
+    "test_with_ddp.py::test_fault_in_a_run_of_the_trainer_ends_it[train-1-ddp-ValueError: boom in train]",
+    "fabric/test_distributed.py::test_everything_on_two_ranks",
+    "fabric/test_distributed.py::test_two_processes_train_like_one[script]",
+)
+_MANY_PROCESSES = ("strategies/launchers/", "fabric/test_distributed.py", "clusters/")
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where there is none."""
+    """Leave most tests that start processes to the slow run, and skip tests marked `gpu` where there is none."""
+    for item in items:
+        starts = item.get_closest_marker("distributed") and any(part in item.nodeid for part in _MANY_PROCESSES)
+        if starts and not item.nodeid.endswith(_IN_DEFAULT_RUN):
+            item.add_marker(pytest.mark.slow)
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA GPU")

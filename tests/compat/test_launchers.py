@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from fulmen import Trainer
 from fulmen.compat.launchers import MultiProcessingLauncher, SubprocessScriptLauncher
+from fulmen.demos import BoringModel
 from fulmen.plugins.environments.local import LightningEnvironment
 from fulmen.plugins.environments.torchelastic import TorchElasticEnvironment
 from fulmen.strategies.ddp import DDPStrategy
 from fulmen.strategies.launchers import multiprocessing, subprocess_script
+from tests.support import quiet
 
 
 class _Counter:
@@ -42,6 +46,20 @@ def test_hooks_bring_back_what_the_trainer_of_rank_0_became() -> None:
 
     assert (result, counter.count) == ("done", 2)
     assert counter.process != os.getpid()
+
+
+def test_state_of_a_trainer_is_what_comes_back(tmp_path: Path) -> None:
+    trainer, model = Trainer(**quiet(tmp_path, max_epochs=1, limit_train_batches=2)), BoringModel()
+    trainer.fit(model)
+    launcher = MultiProcessingLauncher(DDPStrategy(), start_method="fork")
+    extra = launcher.get_extra_results(trainer)
+    bias = extra["state_dict"]["layer.bias"].clone()
+    with torch.no_grad():
+        model.layer.bias.zero_()
+    extra["state_dict"]["layer.bias"] = bias
+    launcher.update_main_process_results(trainer, extra)
+
+    assert torch.equal(model.layer.bias, bias)
 
 
 def test_a_launcher_without_a_strategy_runs_in_processes_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:

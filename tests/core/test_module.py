@@ -83,11 +83,10 @@ def test_in_a_run_the_properties_are_those_of_the_trainer(tmp_path: Path) -> Non
 def test_trainer_and_fabric_are_set_on_modules_inside() -> None:
     model, trainer, fabric = Model(), Trainer(logger=False, enable_checkpointing=False), object()
     model.trainer = trainer
-    model.fabric = fabric
-
     assert model.child.trainer is model.inner.trainer is trainer
+    model.fabric = fabric
     assert model.child.fabric is model.inner.fabric is fabric
-    model.trainer = None
+    model.fabric = model.trainer = None
     with pytest.raises(RuntimeError, match="not attached"):
         _ = model.inner.trainer
 

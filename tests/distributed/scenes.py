@@ -37,6 +37,13 @@ class Net(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.05)
 
 
+class LogsInValidation(Net):
+    """Logs a value of the weights in validation."""
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.log("score", self.layer(batch[0]).mean())
+
+
 def trainer(folder: str, **changes: Any) -> Trainer:
     devices = int(os.environ.get("WORLD_SIZE", "1"))
     strategy = "ddp" if devices > 1 else "auto"
@@ -97,7 +104,101 @@ def predict_two_loaders(folder: str) -> Any:
     return trainer(folder).predict(Predicts(), loaders)
 
 
+def evaluate_uneven_streams(folder: str) -> Any:
+    """Validate on streams without length, of which rank 1 has more."""
+
+    class Sizes(Net):
+        def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+            self.log("count", float(len(batch)), reduce_fx="sum")
+
+    return trainer(folder).validate(Sizes(), DataLoader(Counts(), 1), verbose=False)
+
+
 # ---- training
+
+
+def validate_by_clocks_that_differ(folder: str) -> list[int]:
+    """Validate after some time that by the clock of rank 1 is over at once; return the steps."""
+
+    def set_clock(run: Trainer, *_: Any) -> None:
+        run.fit_loop.plan._last_time -= 100 * run.global_rank  # type: ignore[union-attr]  # the run has a plan
+
+    steps: list[int] = []
+    notes = LambdaCallback(on_train_start=set_clock, on_validation_start=lambda run, _: steps.append(run.global_step))
+    run = trainer(
+        folder,
+        val_check_interval="00:00:01:00",
+        check_val_every_n_epoch=None,
+        callbacks=[notes],
+        num_sanity_val_steps=0,
+    )
+    run.fit(LogsInValidation(), DataLoader(numbers(16), 4), DataLoader(numbers(8), 4))
+    return steps
+
+
+def decide_by_values_of_each_rank(folder: str) -> dict[str, Any]:
+    """Step a plateau scheduler, name and rank checkpoints by what each rank logs for itself alone."""
+
+    class Differs(Net):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+            sign = 1 if self.trainer.global_rank else -1
+            self.log("own", 10.0 + sign * self.trainer.current_epoch)
+            self.log("name", float(self.trainer.global_rank * self.trainer.current_epoch))
+            self.log("total", 1.0, reduce_fx="sum", sync_dist=True, on_step=True, on_epoch=False)
+            return super().training_step(batch, batch_idx)
+
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.05)
+            scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "own"}}
+
+    best = ModelCheckpoint(Path(folder, "best"), "{epoch}", monitor="own")
+    named = ModelCheckpoint(Path(folder, "named"), "{name:.0f}", save_top_k=-1)
+    total = ModelCheckpoint(Path(folder, "total"), monitor="total", every_n_train_steps=1)
+    run = trainer(folder, max_epochs=3, callbacks=[best, named, total], enable_checkpointing=True, log_every_n_steps=1)
+    model = Differs()
+    run.fit(model, DataLoader(numbers(16), 4))
+    return {
+        "lr": run.optimizers[0].param_groups[0]["lr"],
+        "weight": model.layer.weight.item(),
+        "best": Path(best.best_model_path).name,
+        "named": Path(named.best_model_path).name,
+        "score": float(best.best_model_score or 0),
+        "total": run.callback_metrics["total"].item(),
+    }
+
+
+def train_with_line_search(folder: str) -> float:
+    """Train with LBFGS on losses that differ between ranks; return a weight."""
+
+    class Searches(Net):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+            target = torch.sin(batch[0] * (1 if self.trainer.global_rank else 7))
+            return (torch.tanh(self.layer(batch[0] / 3) * 3) - target).square().mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.LBFGS(self.parameters(), line_search_fn="strong_wolfe")
+
+    torch.manual_seed(0)
+    model = Searches()
+    trainer(folder, max_epochs=2).fit(model, DataLoader(numbers(32), 4))
+    return model.layer.weight.item()
+
+
+def resume_from_a_file_of_others(folder: str) -> int:
+    """Resume from a checkpoint without our own part, as Lightning writes it; return the steps."""
+    path = Path(folder, "file.ckpt")
+    run = trainer(folder)
+    run.fit(Net(), DataLoader(numbers(16), 4))
+    run.save_checkpoint(path)
+    if run.is_global_zero:
+        checkpoint = torch.load(path, weights_only=False)
+        del checkpoint["fulmen"]
+        torch.save(checkpoint, path)
+    run.strategy.barrier()
+    run = trainer(folder, max_epochs=2)
+    run.fit(Net(), DataLoader(numbers(16), 4), ckpt_path=path)
+    return run.global_step
 
 
 def train_and_resume(folder: str) -> dict[str, Any]:
@@ -158,7 +259,7 @@ def stop_on_one_rank(folder: str) -> str:
     run = trainer(folder, max_epochs=3, callbacks=[LambdaCallback(on_train_batch_end=stop)])
     run.strategy.meet = _impatient(run.strategy.meet)  # type: ignore[method-assign]  # a test shall not wait
     try:
-        run.fit(Net(), DataLoader(numbers(64), 2))
+        run.fit(LogsInValidation(), DataLoader(numbers(64), 2), DataLoader(numbers(8), 2))
     except RuntimeError as error:
         return str(error)
     return "no error"

@@ -5,7 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.utils.data import DataLoader
 
+from fulmen.callbacks import EarlyStopping, ModelCheckpoint
+from fulmen.loggers import CSVLogger
 from tests.distributed import scenes
 from tests.distributed_harness import run_all, run_ranks
 
@@ -29,6 +33,11 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Any
         "monitors": (scenes.monitor_and_stop, ()),
         "log on one rank": (scenes.log_on_one_rank, ()),
         "streams": (scenes.train_on_uneven_streams, ()),
+        "evaluated streams": (scenes.evaluate_uneven_streams, ()),
+        "clocks": (scenes.validate_by_clocks_that_differ, ()),
+        "own values": (scenes.decide_by_values_of_each_rank, ()),
+        "line search": (scenes.train_with_line_search, ()),
+        "file of others": (scenes.resume_from_a_file_of_others, ()),
         "signal": (scenes.get_signal_on_one_rank, ()),
     }
     jobs = [(scene, (str(tmp_path_factory.mktemp("run")), *args)) for scene, args in calls.values()]
@@ -110,3 +119,70 @@ def test_streams_of_different_length_end_together(played: Any) -> None:
 
     assert first == second
     assert first["steps"] == 4  # 3 batches each epoch, in windows of 2
+
+
+def test_evaluated_streams_may_end_at_different_times(played: Any) -> None:
+    assert played["evaluated streams"] == ([{"count": 32.0}], [{"count": 32.0}])  # 12 and 20
+
+
+def test_the_clock_of_one_rank_decides_when_to_validate(played: Any) -> None:
+    assert played["clocks"] == ([], [])
+
+
+def test_ranks_decide_alike_by_values_that_each_has_logged_for_itself(played: Any) -> None:
+    first, second = played["own values"]
+
+    assert first == second
+    assert first["score"] == 10.0  # the mean of both ranks
+    assert first["total"] == 2.0  # the sum over both, taken once
+    assert first["lr"] == pytest.approx(0.05 * 0.1**2)
+    assert first["named"] == "name=0-v2.ckpt"
+
+
+def test_a_line_search_takes_the_same_steps_on_all_ranks(played: Any) -> None:
+    first, second = played["line search"]
+
+    assert isinstance(first, float)
+    assert first == second
+
+
+def test_a_checkpoint_without_our_own_part_resumes_on_all_ranks(played: Any) -> None:
+    assert played["file of others"] == (4, 4)
+
+
+def test_a_run_in_forked_processes_brings_back_what_only_they_have_made(tmp_path: Path) -> None:
+    class Late(scenes.LogsInValidation):
+        def configure_model(self) -> None:
+            if not hasattr(self, "late"):
+                self.late = torch.nn.Linear(1, 1)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return self.late(self.layer(batch[0] / 10)).square().mean()
+
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.05)
+            steps = int(self.trainer.estimated_stepping_batches)
+            scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps)
+            return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+        def configure_callbacks(self) -> Any:
+            return [EarlyStopping("score", patience=9)]
+
+    best = ModelCheckpoint(monitor="score", save_last=True)
+    run = scenes.trainer(
+        str(tmp_path), devices=2, strategy="ddp_fork", max_epochs=2, callbacks=[best], enable_checkpointing=True,
+        logger=CSVLogger(tmp_path), log_every_n_steps=1,
+    )  # fmt: skip
+    model = Late()
+    run.fit(model, DataLoader(scenes.numbers(16), 4), DataLoader(scenes.numbers(8), 4))
+    run.save_checkpoint(tmp_path / "after.ckpt")
+
+    assert run.num_training_batches == run.estimated_stepping_batches // 2 == 2
+    assert run.lr_scheduler_configs[0].scheduler.last_epoch == run.global_step == 4
+    assert {name for name, _ in model.named_parameters()} >= {"layer.weight", "late.weight"}
+    assert Path(best.best_model_path).is_file()
+    assert Path(best.last_model_path).name == "last.ckpt"
+    assert best.best_k_models.keys() == {best.best_model_path}
+    assert Path(run.log_dir or "").name == "version_0"  # the folder of the run, not the next free one
+    assert Path(run.log_dir or "", "metrics.csv").is_file()
+    assert torch.load(tmp_path / "after.ckpt")["global_step"] == 4

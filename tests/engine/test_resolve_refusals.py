@@ -52,6 +52,7 @@ REFUSED: list[tuple[str, dict[str, str], dict[str, Any], type[Exception], list[s
         ValueError,
         ["not known", "Make an object of it: `SingleDeviceStrategy(...)`"],
     ),
+    ("cpu", {}, {"precision": "nf4-dq"}, ValueError, ["'nf4-dq'", "`plugins=BitsandbytesPrecision("]),
     ("cpu", {}, {"precision": "8"}, ValueError, ["'8'", "not known", "'bf16-mixed'"]),
     ("cpu", {}, {"plugins": [3]}, ME, ["3", "none of the kinds", "Precision"]),
     # hardware that is not there

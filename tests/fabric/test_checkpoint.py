@@ -53,6 +53,15 @@ def test_a_compiled_module_and_its_file_fit_those_that_are_not(tmp_path: Path) -
     assert torch.equal(model.weight, compiled.weight)
 
 
+def test_a_state_without_names_is_not_loaded_into(tmp_path: Path) -> None:
+    fabric = made()
+    model: Any = fabric.setup(nn.Linear(2, 1))
+    fabric.save(tmp_path / "a.ckpt", {"model": model})
+
+    with pytest.raises(TypeError, match=r"`Fabric\.load` got a `_FabricModule`.*\{'model': model\}.*load_raw"):
+        fabric.load(tmp_path / "a.ckpt", model)
+
+
 def test_a_filter_on_a_plain_value_warns(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"filters for \['steps'\]"):
         made().save(tmp_path / "a.ckpt", {"steps": 3}, filter={"steps": lambda key, value: False})

@@ -10,6 +10,7 @@ from torch import nn
 
 import fulmen.fabric.callbacks
 from fulmen import Fabric
+from fulmen.demos import BoringModel
 from fulmen.loggers import CSVLogger
 from fulmen.plugins import MixedPrecision
 from fulmen.strategies import SingleDeviceStrategy
@@ -30,6 +31,13 @@ def test_environment_variables_replace_arguments(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("LT_NUM_NODES", "1")
 
     assert Fabric(precision="64-true", devices=7).strategy.precision_plugin.precision == "bf16-true"
+
+
+def test_a_number_of_machines_that_is_none_is_refused_with_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LT_NUM_NODES", "two")
+
+    with pytest.raises(ValueError, match=r"`LT_NUM_NODES=two`.*Set an int"):
+        made()
 
 
 def test_a_value_that_contradicts_the_command_line_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,6 +190,44 @@ def test_backward_past_a_scaler_is_refused_each_time() -> None:
     fabric.backward(model(torch.ones(1, 2)).sum())
     with pytest.raises(RuntimeError, match=r"fabric\.backward\(loss\)"):
         model(torch.ones(1, 2)).sum().backward()
+
+
+class NotesModule(SingleDeviceStrategy):
+    """Runs the backward pass itself, and notes what it is told about it."""
+
+    def __init__(self) -> None:
+        super().__init__("cpu")
+        self.modules: list[Any] = []
+
+    def run_backward(self, tensor: torch.Tensor, module: Any, *args: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        self.modules.append(module)
+        super().run_backward(tensor, module, *args, optimizer=optimizer, **kwargs)
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, BoringModel])
+def test_a_strategy_that_runs_the_backward_pass_gets_the_module(kind: Any) -> None:
+    strategy = NotesModule()
+    fabric = Fabric(strategy=strategy)
+    module = nn.Linear(32, 2) if kind is nn.Linear else kind()
+    model: Any = fabric.setup(module)
+    fabric.backward(model(torch.ones(1, 32)).sum(), model=model)
+    gradients = [parameter.grad for parameter in module.parameters()]
+    fabric.backward(model(torch.ones(1, 32)).sum())
+
+    assert strategy.modules == [module, None]
+    assert all(gradient is not None for gradient in gradients)
+
+
+def test_a_method_of_the_module_that_is_called_backward_is_not_the_backward_pass() -> None:
+    class Reversible(nn.Linear):
+        def backward(self) -> None:
+            raise AssertionError
+
+    fabric = made(precision="bf16-mixed")
+    model: Any = fabric.setup(Reversible(2, 1))
+    fabric.backward(model(torch.ones(1, 2)).sum(), model=model)
+
+    assert model.weight.grad is not None
 
 
 # ---- callbacks, loggers

@@ -253,3 +253,12 @@ def test_a_worker_leaves_the_group_when_it_ends():
     assert worker.exitcode == 0
     assert queue.get() == (1, 3)
     assert queue.get() == "destroyed"
+
+
+@pytest.mark.parametrize("nothing", [[], None])
+def test_no_devices_are_devices_that_nobody_has_chosen(strategy, nothing):
+    strategy.parallel_devices = nothing
+    strategy.take_devices([CPU] * 2, num_nodes=1)
+
+    assert "parallel_devices" not in strategy.chosen_parts
+    assert strategy.parallel_devices == [CPU] * 2

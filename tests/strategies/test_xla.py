@@ -110,6 +110,7 @@ def test_processes_talk_through_the_runtime(strategy, calls):
     assert (strategy.world_size, strategy.global_rank, strategy.local_rank) == (2, 1, 1)
     assert strategy.all_reduce(torch.tensor(3)).item() == 3.0
     assert strategy.all_reduce({"a": 1.5}, reduce_op="sum")["a"].item() == 3.0
+    assert strategy.reduce(output=3.0, reduce_op="sum").item() == 6.0
     assert strategy.all_gather(torch.ones(3)).shape == (2, 3)
     assert strategy.all_gather(1.0, sync_grads=True).tolist() == [1.0, 1.0]
     assert strategy.gather_objects("x") == ["x", "x"]

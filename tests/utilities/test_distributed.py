@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -113,6 +114,7 @@ def test_values_are_reduced_without_truncation_and_outside_of_graphs() -> None:
 
 def _gather() -> dict[str, Any]:
     dist.init_process_group("gloo")
+    warnings.simplefilter("error")  # each rank would print it
     rank = dist.get_rank()
     (scalar, matrix) = all_gather([torch.tensor(rank), torch.full((2, 3), rank)])
     (uneven, even) = all_gather([torch.full((rank + 1, 2), float(rank)), torch.tensor([rank == 0])])

@@ -15,7 +15,6 @@ import os
 import weakref
 from dataclasses import fields, replace
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -568,7 +567,9 @@ class ModelCheckpoint(MetricMonitor, Checkpoint):
             is_counted = self._enable_version_counter and (path in self._own_files or self.file_exists(path, trainer))
             return path in taken or is_counted
 
-        name = partial(self.format_checkpoint_name, metrics, template)
+        def name(version: int | None) -> str:  # the same on all ranks, also where it holds what each has logged itself
+            return trainer.strategy.broadcast(self.format_checkpoint_name(metrics, template, version))
+
         return unused_path(name, exists, self.STARTING_VERSION, allowed)
 
     def _warn_if_not_empty(self, trainer: Trainer) -> None:

@@ -283,7 +283,8 @@ def _restore_datamodule(trainer: Trainer, checkpoint: _Contents) -> None:
 
 def _dump_position(trainer: Trainer) -> _Contents:
     own = {"rng": collect_rng_states(), "position": trainer.fit_loop.position_state()}
-    if trainer.world_size == 1:
+    # without a position there is nothing to go on with exactly; the workers of `ddp_spawn` are gone after their run
+    if trainer.world_size == 1 or not own["position"]:
         return {OWN_KEY: own}
     first, *others = trainer.strategy.gather_objects(own)
     return {OWN_KEY: {**first, "other_ranks": others}}
@@ -293,12 +294,13 @@ def _of_rank(trainer: Trainer, checkpoint: _Contents) -> dict[str, Any]:
     """Return what a checkpoint has of this rank alone: random state, position, unfinished metrics."""
     own: dict[str, Any] = checkpoint.get(OWN_KEY, {})
     others = own.get("other_ranks", [])
-    if trainer.world_size != len(others) + 1 and own.get("position"):
-        rank_zero_warn(
-            f"The checkpoint was written by {len(others) + 1} process(es), and {trainer.world_size} go on with it."
-            " Random numbers and the position within an epoch are those of rank 0 on all of them, so an epoch that was"
-            " interrupted in its middle does not go on exactly. Resume with as many processes for that."
-        )
+    if trainer.world_size != len(others) + 1:
+        if own.get("position"):
+            rank_zero_warn(
+                f"The checkpoint was written by {len(others) + 1} process(es), and {trainer.world_size} go on with it."
+                " Random numbers and the position within an epoch are those of rank 0 on all of them, so an epoch that"
+                " was interrupted in its middle does not go on exactly. Resume with as many processes for that."
+            )
         return own
     rank = trainer.global_rank
     return own if rank == 0 else others[rank - 1]

@@ -125,7 +125,7 @@ class MultiProcessingLauncher(multiprocessing.MultiProcessingLauncher, metaclass
         Args:
             trainer: The Trainer there.
         """
-        return TrainerCarrier(trainer).pack()
+        return TrainerCarrier(trainer, trainer.lightning_module).pack()
 
     def update_main_process_results(self, trainer: Trainer, extra: dict[str, Any]) -> None:
         """Take, in the launching process, what `get_extra_results` returned.
@@ -134,7 +134,7 @@ class MultiProcessingLauncher(multiprocessing.MultiProcessingLauncher, metaclass
             trainer: The Trainer here.
             extra: What came back.
         """
-        TrainerCarrier(trainer).unpack(extra)
+        TrainerCarrier(trainer, trainer.lightning_module).unpack(extra)
 
 
 class XLALauncher(MultiProcessingLauncher, xla.XLALauncher):

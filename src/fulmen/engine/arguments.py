@@ -27,6 +27,7 @@ _PRECISIONS = (
     *("16-true", "16-mixed", "bf16-true", "bf16-mixed", "32-true", "64-true"),
     *("transformer-engine", "transformer-engine-float16", "fp8-mixed"),
 )
+_BITSANDBYTES_NAMES = ("bitsandbytes", "nf4", "nf4-dq", "fp4", "fp4-dq", "int8", "int8-training")
 _PRECISION_ALIASES = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
 _XLA_STRATEGIES = ("xla", "xla_debug", "xla_fsdp", "single_xla", "single_tpu")
 _LATER_STRATEGIES = frozenset(
@@ -95,6 +96,11 @@ def _read_precision(precision: Any, warnings: list[str]) -> str | None:
         )
     name = _PRECISION_ALIASES.get(name or "", name)
     if name not in _PRECISIONS:
+        if name in _BITSANDBYTES_NAMES:
+            raise ValueError(
+                f"`precision={precision!r}` has settings that a name can't carry. Pass an object:"
+                " `plugins=BitsandbytesPrecision('nf4')`, from `fulmen.plugins.precision`."
+            )
         raise ValueError(
             f"`precision={precision!r}` is not known. Choose one of {_PRECISIONS} (or the short forms"
             f" {tuple(_PRECISION_ALIASES)}, 16, 32, 64)."

@@ -72,6 +72,11 @@ def load(
     strategy: Strategy, path: _PATH, state: dict[str, Any] | None, strict: bool, weights_only: bool | None
 ) -> dict[str, Any]:
     """Load a state; see `Fabric.load`."""
+    if state is not None and not isinstance(state, Mapping):
+        raise TypeError(
+            f"`Fabric.load` got a `{type(state).__name__}` as the state, but entries need names. Pass a dictionary,"
+            " {'model': model}; for a file that holds one `state_dict` and nothing else, call `fabric.load_raw`."
+        )
     objects = None if state is None else {name: unwrapped(value) for name, value in state.items()}
     given = dict(objects or {})
     rest = strategy.load_state(path, objects, strict=strict, weights_only=weights_only)

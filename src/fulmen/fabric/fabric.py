@@ -106,6 +106,7 @@ class Fabric:
         self._callbacks: list[Any] = all_callbacks(callbacks)
         self._loggers: list[Any] = list(loggers) if isinstance(loggers, (list, tuple)) else [loggers] if loggers else []
         self._gate = BackwardGate(is_needed=_has_own_backward(self._strategy))
+        self._asks_for_module = _replaces_backward(self._strategy)
         # ---- state
         self._is_launched = False
         self._is_running = False  # inside `run` of a subclass
@@ -384,15 +385,15 @@ class Fabric:
         Raises:
             RuntimeError: The strategy needs `model`, because there are several.
         """
-        if not self._gate.is_needed:
+        # open: the strategy left the backward pass to a LightningModule, which came back here
+        if not self._gate.is_needed or self._gate.is_open:
             tensor.backward(*args, **kwargs)  # type: ignore[no-untyped-call]  # of torch
             return
         wrapped = wrapped_module(model)
-        # the user's own module has no part in it: a LightningModule would call us again
-        module = None if wrapped is None or unwrap_module(wrapped) is wrapped.module else unwrap_module(wrapped)
+        module = None if wrapped is None else unwrap_module(wrapped)
         with self._gate.opened():
             scaled = self._precision.pre_backward(tensor, module)
-            self._strategy.run_backward(scaled, module, *args, **kwargs)
+            self._strategy.run_backward(scaled, module if self._asks_for_module else None, *args, **kwargs)
             self._precision.post_backward(scaled, module)
 
     def no_backward_sync(self, module: nn.Module, enabled: bool = True) -> AbstractContextManager[Any]:
@@ -734,8 +735,15 @@ def _runs_scripts(launcher: Any) -> bool:
 
 
 def _has_own_backward(strategy: Strategy) -> bool:
-    precision = strategy.precision_plugin
-    names = ("pre_backward", "backward", "post_backward")
-    return type(strategy).run_backward is not Strategy.run_backward or any(
+    return _replaces_backward(strategy) or _replaces(strategy.precision_plugin, "pre_backward", "post_backward")
+
+
+def _replaces_backward(strategy: Strategy) -> bool:
+    """Whether other code than ours runs the backward pass; ours would leave it to a method `backward` of the module."""
+    return type(strategy).run_backward is not Strategy.run_backward or _replaces(strategy.precision_plugin, "backward")
+
+
+def _replaces(precision: Precision, *names: str) -> bool:
+    return any(
         name in vars(precision) or getattr(type(precision), name) is not getattr(Precision, name) for name in names
     )

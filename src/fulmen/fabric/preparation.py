@@ -68,7 +68,7 @@ def check_setup(module: Any, optimizers: Sequence[Any]) -> None:
     """
     if not isinstance(module, nn.Module):
         raise TypeError(
-            f"`Fabric.setup` prepares a `torch.nn.Module`, but got a `{type(module).__name__}`: {module!r:.80}."
+            f"`Fabric.setup` prepares a `torch.nn.Module`, but got a `{type(module).__name__}`."
             " Pass the module first, then its optimizers."
         )
     if is_wrapped(module):
@@ -107,7 +107,7 @@ def _check_each_optimizer(optimizers: Sequence[Any], method: str) -> None:
             )
         if not isinstance(optimizer, (Optimizer, Optimizable)):
             raise TypeError(
-                f"`Fabric.{method}` expected an optimizer, but got a `{type(optimizer).__name__}`: {optimizer!r:.80}."
+                f"`Fabric.{method}` expected an optimizer, but got a `{type(optimizer).__name__}`."
                 " Pass optimizers one by one, not in a list."
             )
 
@@ -130,7 +130,8 @@ def check_dataloaders(dataloaders: Sequence[Any]) -> None:
         if not isinstance(dataloader, DataLoader):
             raise TypeError(
                 "Only PyTorch `DataLoader`s can be given to `setup_dataloaders`, but this is a"
-                f" `{type(dataloader).__name__}`. Iterate it as it is, with `fabric.to_device(batch)`."
+                f" `{type(dataloader).__name__}`. Pass loaders one by one, not in a list; iterate anything else as it"
+                " is, with `fabric.to_device(batch)`."
             )
 
 

@@ -62,7 +62,11 @@ def _from_environment(name: str, given: Any) -> Any:
             f"Your code has `Fabric({name}={given!r}, ...)`, but it conflicts with `--{name.replace('_', '-')}={text}`"
             " on the command line. Remove one of the two."
         )
-    return int(text) if name == "num_nodes" else text
+    if name != "num_nodes":
+        return text
+    if not text.isdecimal():
+        raise ValueError(f"`{_VARIABLES[name]}={text}` in the environment is not a number of machines. Set an int.")
+    return int(text)
 
 
 def _check_plugins(plugins: Any) -> None:

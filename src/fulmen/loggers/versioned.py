@@ -98,6 +98,14 @@ class VersionedLogger(Logger):
             self._version = (claim_version if rank_zero_only.rank == 0 else next_version)(self.root_dir)
         return self._version
 
+    def take_version(self, version: int | str) -> None:
+        """Go on as the run that a copy of this logger has begun in another process.
+
+        Args:
+            version: The copy's version.
+        """
+        self._version = version
+
     @property
     def log_dir(self) -> str:
         """Folder of this run."""

@@ -52,6 +52,7 @@ class FitLoop:
         self.progress = FitProgress()
         self.metrics = MetricStore(is_training=True)
         self.batch_idx = 0
+        self._num_batches_of_workers: int | float | None = None  # of a run that was in other processes
         self._epoch_of_last_load = -1
         self._told_minima = False
         self._epoch_is_profiled = False
@@ -134,7 +135,7 @@ class FitLoop:
             self.val_loop.load_data()
         self.resume.load_position(self.batches)  # type: ignore[arg-type]
         self._schedulers = SchedulerSteps(
-            trainer.lr_scheduler_configs, trainer.lightning_module, self.progress, lambda: trainer.callback_metrics
+            trainer.lr_scheduler_configs, trainer.lightning_module, self.progress, self._metrics_to_decide_by
         )
         self.optimization = trainer.make_optimization()  # `on_train_start` may step, too
         is_parallel = trainer.world_size > 1
@@ -169,6 +170,8 @@ class FitLoop:
 
     def load_data(self) -> None:
         """Ask for the training loader, the first time and when it is due again."""
+        if self.batches is None and self._num_batches_of_workers is not None:
+            return
         trainer, epoch = self.trainer, self.progress.epochs.current.completed
         every = trainer.reload_dataloaders_every_n_epochs
         if self.batches is not None and not (every and epoch - self._epoch_of_last_load >= every):
@@ -193,6 +196,7 @@ class FitLoop:
             every_n_epochs=trainer.check_val_every_n_epoch,
             seconds=trainer.val_check_seconds,
             at_epoch_end=isinstance(trainer.val_check_interval, float) and trainer.val_check_interval == 1.0,
+            decide=trainer.strategy.broadcast if trainer.world_size > 1 else None,
         )
 
     def _interval(self, num_batches: int | float) -> int | float:
@@ -208,7 +212,7 @@ class FitLoop:
         """Let the loaders of an earlier run go."""
         if self.batches is not None:
             self.batches.close()
-        self.batches = None
+        self.batches = self._num_batches_of_workers = None
         self.resume = FitResume(self)  # also what a run took from its checkpoint and broke down before using it
         self.val_loop.forget_data()
 
@@ -239,11 +243,15 @@ class FitLoop:
 
     def _batches_of_epoch(self) -> Iterable[tuple[Any, int, bool]]:
         """Return the batches to train on; none if a stop was asked for as the epoch began."""
-        return () if self.trainer.should_stop and self._may_stop() else self.batches  # type: ignore[return-value]
+        if self.trainer.should_stop and self._may_stop():
+            self._meet()
+            return ()
+        return self.batches  # type: ignore[return-value]  # an epoch has begun
 
     def _end_epoch(self) -> None:
         trainer, done = self.trainer, self.progress
         self._finish_window()
+        self._sync_monitored()
         trainer.metrics.refresh()
         self.metrics.leave_batches()
         done.epochs.increment("processed")
@@ -259,6 +267,18 @@ class FitLoop:
         self.optimization.check_last_loss()  # type: ignore[union-attr]
         if trainer.signals.received is not None and self._agreement is None:
             trainer.obey_signal()
+
+    def _sync_monitored(self) -> None:
+        """Make the last batch's values that decide something the same on all ranks, so that all decide alike."""
+        if self._agreement is None or self.metrics.batch is None:  # shown with those of validation already
+            return
+        trainer = self.trainer
+        deciding = [*trainer.callbacks, *(each for each in trainer.lr_scheduler_configs if each.reduce_on_plateau)]
+        trainer.metrics.sync_steps({str(getattr(each, "monitor", "")) for each in deciding})
+
+    def _metrics_to_decide_by(self) -> dict[str, Tensor]:
+        self._sync_monitored()
+        return self.trainer.callback_metrics
 
     def _profile_epoch(self, running: bool) -> None:
         """Measure the epoch as a whole, where there is a profiler."""
@@ -340,7 +360,10 @@ class FitLoop:
     def _validation_is_due(self, is_last: bool, due: bool) -> bool:
         if self.plan.due(self.batch_idx, self.progress.batches.total.ready, is_last):  # type: ignore[union-attr]
             return True
-        return due and self.trainer.should_stop and self.limits.minima_met(self.progress)  # where a stop takes effect
+        if due and self.trainer.should_stop and self.limits.minima_met(self.progress):  # where a stop takes effect
+            self._meet()
+            return True
+        return False
 
     def validate(self) -> None:
         """Run the validation that is due now."""
@@ -348,6 +371,7 @@ class FitLoop:
         optimization = self.optimization
         if not (isinstance(optimization, AutomaticOptimization) and optimization.window_batches):
             trainer.lightning_module.on_validation_model_zero_grad()
+        self._sync_monitored()
         self.val_loop.run()
         self.metrics.batch = None  # what was logged in it gives way to what validation logged
         self.plan.ran()  # type: ignore[union-attr]  # made with the data
@@ -416,7 +440,13 @@ class FitLoop:
     @property
     def num_batches(self) -> int | float:
         """Training batches of an epoch; infinite while not loaded, or for loaders without length."""
-        return math.inf if self.batches is None else self.batches.num_batches
+        if self.batches is not None:
+            return self.batches.num_batches
+        return math.inf if self._num_batches_of_workers is None else self._num_batches_of_workers
+
+    def ran_in_workers(self, num_batches: int | float) -> None:
+        """Note the training batches of a run whose data other processes have loaded."""
+        self._num_batches_of_workers = num_batches
 
     @property
     def max_epochs(self) -> int | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
@@ -199,10 +200,12 @@ class AutomaticOptimization(_Optimization):
 
     def _average_gradients(self, optimizer: Optimizer) -> None:
         """Average over ranks what was accumulated without doing so, as nobody said which batch was the last."""
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.grad.copy_(self.strategy.all_reduce(parameter.grad, reduce_op="mean"))
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        used = self.strategy.agree([int(parameter.grad is not None) for parameter in parameters], op="max")
+        for parameter in (each for each, is_used in zip(parameters, used, strict=True) if is_used):
+            if parameter.grad is None:  # only other ranks have used it
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad.copy_(self.strategy.all_reduce(parameter.grad, reduce_op="mean"))
 
     def release(self) -> None:
         """Let go of what the last batch left, which could hold its graph; called when a run has ended."""
@@ -315,6 +318,8 @@ class AutomaticOptimization(_Optimization):
     def _step_through_closure(self, batch: Any, batch_idx: int) -> None:
         steps, calls = self.progress.optimizer_steps, 0
         earlier_losses = self.window_losses
+        # by the loss it decides how often to call the closure, which must be alike on all ranks
+        shares_loss = self.is_parallel and isinstance(self.optimizer, LBFGS)
 
         def closure() -> Tensor | None:
             nonlocal calls
@@ -330,7 +335,9 @@ class AutomaticOptimization(_Optimization):
             loss = self.forward_backward(batch, batch_idx)
             if self.window_losses not in (0, self.divisor):
                 _rescale_gradients(self.optimizer, self.divisor / self.window_losses)  # type: ignore[arg-type]
-            return None if loss is None else loss.detach()
+            if loss is None or not shares_loss:
+                return None if loss is None else loss.detach()
+            return self.strategy.all_reduce(loss.detach().clone(), reduce_op="mean")  # type: ignore[no-any-return]
 
         steps.increment("ready")
         self.scope.hook = "optimizer_step"

@@ -58,6 +58,7 @@ class ValidationPlan:
         every_n_epochs: Validate only in every n-th epoch; `None` counts batches over all epochs.
         seconds: Validate when so much time has passed, instead of counting batches.
         at_epoch_end: Validate after the last batch, also where it comes earlier than expected.
+        decide: Makes the answer of the clock the same on all ranks, whose clocks differ; `None` with one process.
     """
 
     def __init__(
@@ -67,11 +68,13 @@ class ValidationPlan:
         every_n_epochs: int | None,
         seconds: float | None = None,
         at_epoch_end: bool = False,
+        decide: Callable[[bool], bool] | None = None,
     ) -> None:
         self.interval = interval
         self._every_n_epochs = every_n_epochs
         self._seconds = seconds
         self._at_epoch_end = at_epoch_end
+        self._decide = decide
         self._last_time = time.monotonic()
 
     def epoch_is_due(self, epoch: int) -> bool:
@@ -81,7 +84,8 @@ class ValidationPlan:
     def due(self, batch_idx: int, total_batches: int, is_last: bool) -> bool:
         """Tell whether validation is due after this batch of an epoch that validates."""
         if self._seconds is not None:
-            return time.monotonic() - self._last_time >= self._seconds
+            is_up = time.monotonic() - self._last_time >= self._seconds
+            return is_up if self._decide is None else self._decide(is_up)
         if self._at_epoch_end or math.isinf(self.interval):
             return is_last
         if self._every_n_epochs is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -123,7 +124,8 @@ def signal_agreement(trainer: Trainer, batches: EvalBatches) -> SignalAgreement 
         return None
     per_rank = [sum(counts) for counts in zip(*batches.global_num_batches, strict=True)]
     least = min(per_rank, default=0)
-    return SignalAgreement(trainer.strategy, trainer.signals, count=int(min(least, 2**62)))
+    # Streams may end after different numbers of batches, where nobody would answer: the signal waits for their end.
+    return SignalAgreement(trainer.strategy, trainer.signals, count=0 if math.isinf(least) else int(least))
 
 
 def interleaved(per_rank: list[list[Any]]) -> list[Any]:

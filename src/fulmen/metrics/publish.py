@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -242,16 +242,22 @@ class MetricBoard:
             return
         others: dict[str, Tensor] = {}
         if store.in_batch:
-            others = reduce_steps(store, self.ranks, monitor=monitor)
+            others = reduce_steps(store, self.ranks, monitored=() if monitor is None else (monitor,))
         else:
             reduce_epoch(store, self.ranks, self.module)
         self.refresh()
         self._callback.update(others)
 
-    def sync_steps(self) -> None:
-        """Reduce the step values that were logged with `sync_dist=True` over ranks, before a row is sent."""
+    def sync_steps(self, monitored: Collection[str] = ()) -> None:
+        """Reduce the step values that were logged with `sync_dist=True` over ranks, before a row is sent.
+
+        Args:
+            monitored: Names that are reduced whatever they were logged with: something will be decided by them.
+        """
         if self.ranks is not None and self.active is not None:
-            reduce_steps(self.active, self.ranks)
+            others = reduce_steps(self.active, self.ranks, monitored=monitored)
+            self.refresh()
+            self._callback.update(others)
 
     @contextmanager
     def unrecorded(self) -> Iterator[None]:

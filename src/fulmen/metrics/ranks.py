@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -106,13 +106,13 @@ def _no_warning_without_update(metric: Metric) -> Iterator[None]:
         yield
 
 
-def reduce_steps(store: MetricStore, strategy: Strategy, *, monitor: str | None = None) -> dict[str, torch.Tensor]:
+def reduce_steps(store: MetricStore, strategy: Strategy, *, monitored: Collection[str] = ()) -> dict[str, torch.Tensor]:
     """Reduce the latest values that were logged with `sync_dist=True` over ranks. All ranks must call it.
 
     Args:
         store: What this rank has logged; its step values are replaced.
         strategy: Exchanges objects between ranks.
-        monitor: A name that is reduced however it was logged.
+        monitored: Names that are reduced however they were logged.
 
     Returns:
         Values that only other ranks have logged.
@@ -120,7 +120,7 @@ def reduce_steps(store: MetricStore, strategy: Strategy, *, monitor: str | None 
     own = {
         key: entry
         for key, entry in store.items()
-        if isinstance(entry, LoggedValue) and entry.is_set and entry.settled.on_step and _is_wanted(entry, monitor)
+        if isinstance(entry, LoggedValue) and entry.is_set and entry.settled.on_step and _is_wanted(entry, monitored)
     }
     if strategy.agree([len(own)], op="max") == [0]:
         return {}
@@ -133,7 +133,7 @@ def reduce_steps(store: MetricStore, strategy: Strategy, *, monitor: str | None 
     for key, by_rank in rows_by_key.items():
         entry = own.get(key)
         if entry is not None:
-            entry.value = _reduced(entry.settled.reduction, _of_group(entry, by_rank))
+            entry.value, entry.is_shared = _reduced(entry.settled.reduction, _of_group(entry, by_rank)), True
             continue
         row = next(iter(by_rank.values()))
         value = torch.tensor(_reduced(row["reduction"], list(by_rank.values())))
@@ -141,11 +141,11 @@ def reduce_steps(store: MetricStore, strategy: Strategy, *, monitor: str | None 
     return others
 
 
-def _is_wanted(entry: LoggedValue, monitor: str | None) -> bool:
-    if entry.keeps_graph:
+def _is_wanted(entry: LoggedValue, monitored: Collection[str]) -> bool:
+    if entry.keeps_graph or entry.is_shared:  # a sum would be taken twice
         return False
     asked = entry.options is not None and entry.options.sync_dist
-    return asked or monitor in (entry.settled.step_name, entry.settled.plain_name)
+    return asked or entry.settled.step_name in monitored or entry.settled.plain_name in monitored
 
 
 def _step_row(key: _Key, entry: LoggedValue, weight: int) -> _Row:

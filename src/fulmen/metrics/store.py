@@ -34,6 +34,7 @@ class LoggedValue:
         "_total",
         "_weight",
         "is_set",
+        "is_shared",
         "keeps_graph",
         "options",
         "settled",
@@ -54,6 +55,7 @@ class LoggedValue:
     def reset(self) -> None:
         """Forget everything at the end of an epoch."""
         self.is_set = False
+        self.is_shared = False  # whether `value` is already that of all ranks
         self.synced: Tensor | None = None  # the epoch value over all ranks, once they have exchanged theirs
         self.value: Any = None
         self._total: Any = 0.0
@@ -64,7 +66,7 @@ class LoggedValue:
         if value.__class__ is not float:
             value = self._taken(value) if isinstance(value, Tensor) else float(value)
         self.value = value
-        self.synced = None
+        self.synced, self.is_shared = None, False
         settled = self.settled
         if settled.on_epoch:
             reduction = settled.reduction

@@ -101,7 +101,10 @@ class ParallelStrategy(Strategy, ABC):
     @parallel_devices.setter
     def parallel_devices(self, parallel_devices: list[torch.device] | None) -> None:
         self._parallel_devices = list(parallel_devices or [])
-        self._chosen.add("parallel_devices")
+        if parallel_devices:
+            self._chosen.add("parallel_devices")
+        else:  # whoever runs the strategy says, as if nobody had
+            self._chosen.discard("parallel_devices")
 
     @property
     def num_nodes(self) -> int:

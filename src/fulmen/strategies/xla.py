@@ -231,6 +231,19 @@ class XLAStrategy(DDPStrategy):
 
         return apply_to_collection(tensor, _LEAVES, reduce_one)
 
+    def reduce(self, output: Any, group: Any | None = None, reduce_op: Any = "mean") -> Any:
+        """Reduce a value over all processes; see `all_reduce`.
+
+        Args:
+            output: The value of this process.
+            group: Not used.
+            reduce_op: "mean" or "sum".
+
+        Returns:
+            The reduced value.
+        """
+        return self.all_reduce(output, group, reduce_op)
+
     def all_gather(self, tensor: Any, group: Any | None = None, sync_grads: bool = False) -> Any:
         """Put the tensors of all processes side by side.
 

@@ -295,10 +295,10 @@ def choose_loggers(logger: Any, root_dir: str) -> list[Logger]:
 def _default_logger(root_dir: str) -> Logger:
     from fulmen.utilities.lazy import is_installed
 
+    version = os.environ.get("SLURM_JOB_ID")  # so that a requeued job continues its log
     if is_installed("tensorboard") or is_installed("tensorboardX"):
         from fulmen.loggers.tensorboard import TensorBoardLogger
 
-        version = os.environ.get("SLURM_JOB_ID")
         return TensorBoardLogger(save_dir=root_dir, version=version)
     from fulmen.loggers.csv_logs import CSVLogger
 
@@ -306,4 +306,4 @@ def _default_logger(root_dir: str) -> Logger:
         "TensorBoard is not installed, so metrics go to a CSV file. For curves in the browser:"
         " pip install 'fulmen[loggers]'."
     )
-    return CSVLogger(root_dir)
+    return CSVLogger(root_dir, version=version)

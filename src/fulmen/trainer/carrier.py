@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from fulmen.callbacks.model_checkpoint import ModelCheckpoint
 from fulmen.core.states import TrainerFn
+from fulmen.loggers.versioned import VersionedLogger
+from fulmen.trainer.run import configure_model
 from fulmen.utilities.seed import collect_rng_states, set_rng_states
 
 if TYPE_CHECKING:
@@ -43,7 +46,9 @@ class TrainerCarrier:
             "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
             "loops": {name: getattr(trainer, name).state_dict() for name in _LOOPS},
             "batches_that_stepped": trainer.fit_loop.batches_that_stepped,
-            "callbacks": [callback.state_dict() for callback in trainer.callbacks],
+            "num_batches": trainer.fit_loop.num_batches,
+            "callbacks": {callback.state_key: callback.state_dict() for callback in trainer.callbacks},
+            "versions": [logger.version for logger in trainer.loggers],
             "callback_metrics": _on_cpu(trainer.callback_metrics),
             "logged_metrics": _on_cpu(trainer.logged_metrics),
             "progress_bar_metrics": dict(trainer.progress_bar_metrics),
@@ -51,7 +56,6 @@ class TrainerCarrier:
             "should_stop": trainer.should_stop,
             "max_epochs": trainer.fit_loop.max_epochs,
             "ckpt_path": trainer.ckpt_path,
-            "predictions": trainer.predict_loop.predictions if trainer.state.fn == TrainerFn.PREDICTING else None,
             "rng": collect_rng_states(),
         }
 
@@ -59,15 +63,24 @@ class TrainerCarrier:
         """Give the Trainer of this process the state that `pack` returned."""
         trainer, strategy = self._trainer, self._trainer.strategy
         trainer.attach(self._module)
+        configure_model(trainer)
         self._module.load_state_dict(payload["state_dict"])
         for name, state in payload["loops"].items():
             getattr(trainer, name).load_state_dict(state)
         trainer.fit_loop.progress.batches_that_stepped = payload["batches_that_stepped"]
         trainer.fit_loop.max_epochs = payload["max_epochs"]
-        for callback, state in zip(trainer.callbacks, payload["callbacks"], strict=False):
-            if state:
-                callback.load_state_dict(state)
+        for callback in trainer.callbacks:  # those that the module adds are made in the workers only
+            state = payload["callbacks"].get(callback.state_key)
+            if not state:
+                continue
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = state["dirpath"]
+            callback.load_state_dict(state)
+        for logger, version in zip(trainer.loggers, payload["versions"], strict=True):
+            if isinstance(logger, VersionedLogger):
+                logger.take_version(version)
         if trainer.state.fn == TrainerFn.FITTING:
+            trainer.fit_loop.ran_in_workers(payload["num_batches"])
             strategy.setup_optimizers(trainer)
             for optimizer, state in zip(trainer.optimizers, payload["optimizers"], strict=True):
                 optimizer.load_state_dict(state)

@@ -42,6 +42,7 @@ def requeue(trainer: Trainer, signum: int) -> None:
     if trainer.state.fn == "fit":
         path = strategy.broadcast(next_hpc_path(trainer.default_root_dir))
         trainer.save_checkpoint(path)
+        strategy.checkpoint_io.wait()  # the cluster may kill this process before another thread has written it
         rank_zero_info(f"The cluster wants the machine back: saved `{path}`, asking for a new place in the queue.")
     for logger in trainer.loggers:
         logger.save()  # the cluster may kill this process before it comes to `finalize`

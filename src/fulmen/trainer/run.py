@@ -46,7 +46,7 @@ from fulmen.utilities.warnings import PossibleUserWarning
 if TYPE_CHECKING:
     from fulmen.trainer.trainer import Trainer
 
-__all__ = ["abort", "check_sanity", "finish", "run", "set_up"]
+__all__ = ["abort", "check_sanity", "configure_model", "finish", "run", "set_up"]
 
 log = logging.getLogger(__name__)
 _FIRST_STAGE = {
@@ -97,6 +97,8 @@ def set_up(
 ) -> None:
     """Bring module, data, strategy and checkpoint to the point where the loop can begin."""
     fn, strategy, events = str(trainer.state.fn.value), trainer.strategy, trainer.events  # type: ignore[union-attr]
+    launcher = strategy.launcher
+    trainer.signals.begin(requeue_signal=requeue_signal(trainer), forward=None if launcher is None else launcher.kill)
     trainer.attach(module)
     _configure_callbacks(trainer, module)
     check_run(trainer, module)
@@ -115,7 +117,7 @@ def set_up(
     events.setup(trainer.state.fn)  # the enum, which equals its text
     strategy.barrier("after_setup")
     events.refresh()
-    _configure_model(trainer)
+    configure_model(trainer)
     checkpoint = _load_checkpoint(trainer, ckpt_path, weights_only, model_provided)
     is_late = strategy.restore_checkpoint_after_setup or strategy.precision_plugin.changes_state_dict
     if checkpoint is not None and not is_late:
@@ -133,8 +135,7 @@ def set_up(
         if fn == "fit":
             restore_optimizers_and_schedulers(trainer, checkpoint)
             trainer.keep_checkpoint(checkpoint)
-    launcher = strategy.launcher
-    trainer.signals.install(requeue_signal=requeue_signal(trainer), forward=None if launcher is None else launcher.kill)
+    trainer.signals.install()
     if fn == "fit":
         module.zero_grad()
 
@@ -164,7 +165,8 @@ def _prepare_data(trainer: Trainer) -> None:
         trainer.strategy.barrier("prepare_data")
 
 
-def _configure_model(trainer: Trainer) -> None:
+def configure_model(trainer: Trainer) -> None:
+    """Let the module make the layers that it makes late."""
     module, strategy = trainer.lightning_module, trainer.strategy
     for hook in ("configure_sharded_model", "configure_model"):
         if is_overridden(hook, module, ModelHooks):

@@ -214,7 +214,9 @@ def _stack_values(tensor: Tensor, group: Any | None) -> Tensor:
     if value.ndim == 0:  # a view of a scalar's slot is what each rank writes to
         dist.all_gather(list(stacked.unbind()), value, group=group)
     else:
-        dist.all_gather_into_tensor(stacked.view(-1, *value.shape[1:]), value, group=group)
+        # torch warns about the second name, on every rank, where it has the first
+        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        gather(stacked.view(-1, *value.shape[1:]), value, group=group)
     return stacked
 
 

@@ -59,6 +59,23 @@ def test_the_file_holds_the_values_at_the_time_of_the_call(tmp_path):
     assert inner.torn_down
 
 
+def test_wait_returns_when_all_is_written_and_raises_what_went_wrong(tmp_path):
+    inner = GatedIO(fail_on="b")
+    io = AsyncCheckpointIO(inner)
+    threading.Timer(0.1, inner.gate.set).start()
+
+    io.save_checkpoint({}, tmp_path / "a")
+    io.wait()
+
+    assert inner.log == ["save a"]
+    io.save_checkpoint({}, tmp_path / "b")
+    with pytest.raises(OSError, match="disk full"):
+        io.wait()
+    io.wait()  # raised once
+    TorchCheckpointIO().wait()
+    io.teardown()
+
+
 def test_writing_happens_in_one_other_thread_in_order(tmp_path):
     inner = GatedIO()
     inner.gate.set()

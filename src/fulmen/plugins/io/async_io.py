@@ -1,7 +1,7 @@
 """Checkpoints written while the training goes on.
 
 `save_checkpoint`: raise the error of an earlier write -> copy tensors to host memory -> hand over to the writer thread
-`load_checkpoint`, `teardown`: wait until everything is written
+`load_checkpoint`, `wait`, `teardown`: wait until everything is written
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class AsyncCheckpointIO(CheckpointIO):
     """Hands checkpoints to one writer thread, which passes them to another `CheckpointIO` in order.
 
     When `save_checkpoint` returns, the checkpoint is a copy: training may change the weights, the file gets the old
-    ones. An error of the writer is raised by the next `save_checkpoint` or by `teardown`. Removals wait their turn too,
-    and after a failed write nothing is removed, so the last good checkpoint stays. At most two checkpoints wait in
-    memory; a third one makes the training wait.
+    ones. An error of the writer is raised by the next `save_checkpoint`, by `wait` or by `teardown`. Removals wait in
+    line too, and after a failed write nothing is removed, so the last good checkpoint stays. At most two checkpoints
+    wait in memory; a third one makes the training wait.
 
     Args:
         checkpoint_io: Does the writing and reading; a `TorchCheckpointIO` by default.
@@ -55,7 +55,7 @@ class AsyncCheckpointIO(CheckpointIO):
 
     @checkpoint_io.setter
     def checkpoint_io(self, checkpoint_io: CheckpointIO) -> None:
-        self._wait()
+        self._await_writes()
         self._checkpoint_io = checkpoint_io
 
     def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
@@ -93,7 +93,7 @@ class AsyncCheckpointIO(CheckpointIO):
         Returns:
             What was written.
         """
-        self._wait()
+        self._await_writes()
         return self._checkpoint_io.load_checkpoint(*args, **kwargs)
 
     def remove_checkpoint(self, *args: Any, **kwargs: Any) -> None:
@@ -104,6 +104,16 @@ class AsyncCheckpointIO(CheckpointIO):
             kwargs: For the other `CheckpointIO`.
         """
         self._submit(partial(self._remove, *args, **kwargs))
+
+    def wait(self) -> None:
+        """Return when everything is written.
+
+        Raises:
+            Exception: Whatever a write raised, the first one if there were several.
+        """
+        self._await_writes()
+        self._checkpoint_io.wait()
+        self._raise_errors_of_finished()
 
     def teardown(self) -> None:
         """Write everything, end the thread, and tear the other `CheckpointIO` down.
@@ -139,7 +149,7 @@ class AsyncCheckpointIO(CheckpointIO):
             self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-writer")
         self._pending.append(self._writer.submit(work))
 
-    def _wait(self) -> None:
+    def _await_writes(self) -> None:
         for future in self._pending:
             future.exception()  # waits, and leaves the error to the next save or teardown
 

@@ -52,5 +52,8 @@ class CheckpointIO(ABC):
             path: Where it is.
         """
 
+    def wait(self) -> None:  # noqa: B027 - a documented no-op
+        """Return when everything is written; for those that write in the background."""
+
     def teardown(self) -> None:  # noqa: B027 - a documented no-op
         """Finish all work; called at the end of each run. The object may be used again after it."""

@@ -8,6 +8,7 @@ import signal
 import pytest
 
 from fulmen.plugins.environments import SLURMEnvironment
+from fulmen.utilities.rank_zero import rank_zero_only
 
 # task 3 of 4, the second on the second of two nodes, as `srun` in an sbatch file sets them
 TASK = {
@@ -34,6 +35,7 @@ exit 1
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch):
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # not that of a task below
     for variable in list(os.environ):
         if variable.startswith(("SLURM_", "MASTER_", "OMPI_")) or variable == "ENVIRONMENT":
             monkeypatch.delenv(variable)

@@ -57,7 +57,7 @@ class SubprocessScriptLauncher(Launcher):
         self._rank_of: dict[int, subprocess.Popen[bytes]] = {}
         self._is_running_function = False
         self._has_ended_children = False
-        self._previous_hook: Callable[..., Any] = sys.excepthook
+        self._previous_hook: Callable[..., Any] | None = None
 
     @property
     def is_interactive_compatible(self) -> bool:
@@ -157,7 +157,7 @@ class SubprocessScriptLauncher(Launcher):
     def _note_uncaught(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         """Let the children end first when an error ends this program."""
         self._end_with(error, self._local_report)
-        self._previous_hook(kind, error, trace)
+        (self._previous_hook or sys.__excepthook__)(kind, error, trace)
 
     def _wait_at_exit(self) -> None:
         """Wait for the children at the regular end of the program; fail if one of them fails."""

@@ -87,11 +87,10 @@ def test_interactive_job_starts_its_processes_itself(tmp_path):
     [
         (TWO_TASKS, "srun {train} --devices 1", "Pass `devices=2`"),
         (TWO_TASKS, "srun {train} --devices 3", "Pass `devices=2`"),
-        (("--nodes=2", "--ntasks-per-node=1"), "srun {train} --devices 1", "num_nodes=2"),
         (("--ntasks=2",), "srun {train}", "--ntasks-per-node=2"),
         (TWO_TASKS, "{train}", "srun python"),
     ],
-    ids=["too few devices", "too many devices", "too few nodes", "tasks without place", "without srun"],
+    ids=["too few devices", "too many devices", "tasks without place", "without srun"],
 )
 def test_settings_that_do_not_fit_the_job_are_refused_at_once(tmp_path, directives, command, advice):
     job = submit(tmp_path, command.format(train=f"{TRAIN} {tmp_path}"), *directives)

@@ -16,8 +16,9 @@ from fulmen.utilities.rank_zero import rank_zero_warn
 if TYPE_CHECKING:
     from fulmen.trainer.trainer import Trainer
 
-__all__ = ["newest_hpc_checkpoint", "newest_whole_checkpoint", "next_hpc_path", "resolve_ckpt_path"]
+__all__ = ["INTERRUPTED_NAME", "newest_hpc_checkpoint", "newest_whole_checkpoint", "next_hpc_path", "resolve_ckpt_path"]
 
+INTERRUPTED_NAME = "interrupted.ckpt"  # saved when a signal or the time limit ends training
 _HPC_NAME = re.compile(r"hpc_ckpt_(\d+)\.ckpt")
 
 

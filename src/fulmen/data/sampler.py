@@ -333,19 +333,8 @@ def _samples_of(sampler: Any) -> Any:
     return _SamplesOf(sampler)
 
 
-class DistributedSamplerWrapper(DistributedSampler[Any]):
-    """A `DistributedSampler` of what another sampler gives: equally many on all ranks, some repeated for that.
-
-    Every rank must draw the same from the sampler: seed it alike.
-
-    Args:
-        sampler: A sampler with a length.
-        args: As for torch's `DistributedSampler`, after the dataset; `shuffle` would shuffle once more.
-        kwargs: Likewise.
-
-    Raises:
-        TypeError: The sampler has no length.
-    """
+class _OfSampler(DistributedSampler[Any]):
+    """What both wrappers share: the samples are those that another sampler gives."""
 
     def __init__(self, sampler: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(_samples_of(sampler), *args, **kwargs)
@@ -365,6 +354,21 @@ class DistributedSamplerWrapper(DistributedSampler[Any]):
         """
         super().set_epoch(epoch)
         _tell_epoch(self.sampler, epoch)
+
+
+class DistributedSamplerWrapper(_OfSampler):
+    """A `DistributedSampler` of what another sampler gives: equally many on all ranks, some repeated for that.
+
+    Every rank must draw the same from the sampler: seed it alike.
+
+    Args:
+        sampler: A sampler with a length.
+        args: As for torch's `DistributedSampler`, after the dataset; `shuffle` would shuffle once more.
+        kwargs: Likewise.
+
+    Raises:
+        TypeError: The sampler has no length.
+    """
 
 
 class UnrepeatedDistributedSampler(DistributedSampler[Any]):
@@ -391,7 +395,7 @@ class UnrepeatedDistributedSampler(DistributedSampler[Any]):
         return iter(order[self.rank :: self.num_replicas])
 
 
-class UnrepeatedDistributedSamplerWrapper(UnrepeatedDistributedSampler):
+class UnrepeatedDistributedSamplerWrapper(_OfSampler, UnrepeatedDistributedSampler):
     """An `UnrepeatedDistributedSampler` of what another sampler gives.
 
     Args:
@@ -402,22 +406,3 @@ class UnrepeatedDistributedSamplerWrapper(UnrepeatedDistributedSampler):
     Raises:
         TypeError: The sampler has no length.
     """
-
-    def __init__(self, sampler: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(_samples_of(sampler), *args, **kwargs)
-        self.sampler = sampler
-
-    def __iter__(self) -> Iterator[Any]:
-        """Give the samples of this rank."""
-        samples: Any = self.dataset
-        samples.draw()
-        return (samples[index] for index in super().__iter__())
-
-    def set_epoch(self, epoch: int) -> None:
-        """Tell the sampler, too, which epoch comes next.
-
-        Args:
-            epoch: Number of the epoch, from 0.
-        """
-        super().set_epoch(epoch)
-        _tell_epoch(self.sampler, epoch)

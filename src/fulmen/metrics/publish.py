@@ -237,16 +237,12 @@ class MetricBoard:
                 is about to be decided by it, which must be the same on all ranks.
         """
         store = self.active
-        if self.ranks is None or store is None:
-            self.refresh()
-            return
-        others: dict[str, Tensor] = {}
-        if store.in_batch:
-            others = reduce_steps(store, self.ranks, monitored=() if monitor is None else (monitor,))
-        else:
+        if self.ranks is not None and store is not None:
+            if store.in_batch:
+                self.sync_steps(() if monitor is None else (monitor,))
+                return
             reduce_epoch(store, self.ranks, self.module)
         self.refresh()
-        self._callback.update(others)
 
     def sync_steps(self, monitored: Collection[str] = ()) -> None:
         """Reduce the step values that were logged with `sync_dist=True` over ranks, before a row is sent.

@@ -39,12 +39,17 @@ def reduce_epoch(store: MetricStore, strategy: Strategy, module: nn.Module | Non
         module: Holds the metric objects, which synchronize themselves.
     """
     own = [_epoch_row(key, entry) for key, entry in store.items() if entry.is_set and entry.settled.on_epoch]
+    for key, by_rank in _exchanged(own, strategy).items():  # in the same order on all ranks: metric objects communicate
+        _reduce_one(key, by_rank, store, module)
+
+
+def _exchanged(own: list[_Row], strategy: Strategy) -> dict[_Key, dict[int, _Row]]:
+    """Return the rows of all ranks, by key and rank."""
     rows_by_key: dict[_Key, dict[int, _Row]] = {}
     for rank, rows in enumerate(strategy.gather_objects(own)):
         for row in rows:
             rows_by_key.setdefault(tuple(row["key"]), {})[rank] = row
-    for key, by_rank in rows_by_key.items():  # in the same order on all ranks: metric objects communicate
-        _reduce_one(key, by_rank, store, module)
+    return rows_by_key
 
 
 def _epoch_row(key: _Key, entry: Entry) -> _Row:
@@ -125,12 +130,8 @@ def reduce_steps(store: MetricStore, strategy: Strategy, *, monitored: Collectio
     if strategy.agree([len(own)], op="max") == [0]:
         return {}
     weight = store.batch_size or 1
-    rows_by_key: dict[_Key, dict[int, _Row]] = {}
-    for rank, rows in enumerate(strategy.gather_objects([_step_row(key, own[key], weight) for key in own])):
-        for row in rows:
-            rows_by_key.setdefault(tuple(row["key"]), {})[rank] = row
     others: dict[str, torch.Tensor] = {}
-    for key, by_rank in rows_by_key.items():
+    for key, by_rank in _exchanged([_step_row(key, own[key], weight) for key in own], strategy).items():
         entry = own.get(key)
         if entry is not None:
             entry.value, entry.is_shared = _reduced(entry.settled.reduction, _of_group(entry, by_rank)), True

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel
 
 from fulmen.strategies.parallel import ParallelStrategy
-from fulmen.strategies.route import unwrapped
 from fulmen.utilities.distributed import is_mean
 from fulmen.utilities.tree import apply_to_collection
 
@@ -153,26 +152,6 @@ class DataParallelStrategy(ParallelStrategy):
             op: Not used.
         """
         return values
-
-    # ---- keep
-
-    def get_module_state_dict(self, module: nn.Module) -> dict[str, Any]:
-        """Return the weights of a module under the names the user gave them.
-
-        Args:
-            module: The module, wrapped or not.
-        """
-        return super().get_module_state_dict(unwrapped(module))
-
-    def load_module_state_dict(self, module: nn.Module, state_dict: dict[str, Any], strict: bool = True) -> None:
-        """Load weights into a module.
-
-        Args:
-            module: The module, wrapped or not.
-            state_dict: What `get_module_state_dict` returned.
-            strict: Names must be the same on both sides.
-        """
-        super().load_module_state_dict(unwrapped(module), state_dict, strict=strict)
 
 
 def _mean(tensor: Tensor) -> Tensor:

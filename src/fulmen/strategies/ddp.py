@@ -24,7 +24,7 @@ from fulmen.strategies.manual_step import ManualStep, prepare_for_backward
 from fulmen.strategies.optimizer_state import whole_optimizer_state
 from fulmen.strategies.parallel import ParallelStrategy
 from fulmen.strategies.process_group import DEFAULT_TIMEOUT
-from fulmen.strategies.route import Redirection, unwrapped
+from fulmen.strategies.route import Redirection
 from fulmen.utilities.distributed import broadcast_tensors
 from fulmen.utilities.exceptions import MisconfigurationException
 
@@ -330,24 +330,6 @@ class DDPStrategy(ParallelStrategy):
         return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
     # ---- keep
-
-    def get_module_state_dict(self, module: nn.Module) -> dict[str, Any]:
-        """Return the weights of a module under the names the user gave them.
-
-        Args:
-            module: The module, wrapped or not.
-        """
-        return super().get_module_state_dict(unwrapped(module))
-
-    def load_module_state_dict(self, module: nn.Module, state_dict: dict[str, Any], strict: bool = True) -> None:
-        """Load weights into a module.
-
-        Args:
-            module: The module, wrapped or not.
-            state_dict: What `get_module_state_dict` returned.
-            strict: Names must be the same on both sides.
-        """
-        super().load_module_state_dict(unwrapped(module), state_dict, strict=strict)
 
     def get_optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Return the state of an optimizer; all ranks must ask for it.

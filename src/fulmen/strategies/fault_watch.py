@@ -435,6 +435,11 @@ class _Hub(_Line):
             self._tell({"left": peer.rank, **message})
 
     def close(self, word: str) -> None:
+        deadline = time.monotonic() + _JOIN_BEFORE_END_S  # who still looks for this rank would find it gone, and end
+        while self.is_alive() and self.first_report is None and len(self.met) < self.watch.world_size - 1:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.02)
         super().close(word)
         self._listener.close()
 

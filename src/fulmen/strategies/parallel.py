@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from fulmen.strategies.fault_watch import FaultWatch
 from fulmen.strategies.process_group import DEFAULT_TIMEOUT, Membership, current_membership, join_group
+from fulmen.strategies.route import unwrapped
 from fulmen.strategies.strategy import Strategy
 from fulmen.utilities import distributed
 from fulmen.utilities.rank_zero import rank_zero_only
@@ -466,6 +467,24 @@ class ParallelStrategy(Strategy, ABC):
         self._is_alone = True  # what this rank does now, e.g. saving a checkpoint, the others do not do with it
 
     # ---- keep
+
+    def get_module_state_dict(self, module: nn.Module) -> dict[str, Any]:
+        """Return the weights of a module under the names the user gave them.
+
+        Args:
+            module: The module, wrapped or not.
+        """
+        return super().get_module_state_dict(unwrapped(module))
+
+    def load_module_state_dict(self, module: nn.Module, state_dict: dict[str, Any], strict: bool = True) -> None:
+        """Load weights into a module.
+
+        Args:
+            module: The module, wrapped or not.
+            state_dict: What `get_module_state_dict` returned.
+            strict: Names must be the same on both sides.
+        """
+        super().load_module_state_dict(unwrapped(module), state_dict, strict=strict)
 
     def save_state(
         self,

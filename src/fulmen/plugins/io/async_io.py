@@ -105,6 +105,22 @@ class AsyncCheckpointIO(CheckpointIO):
         """
         self._submit(partial(self._remove, *args, **kwargs))
 
+    def publish(self, action: Callable[[], None]) -> None:
+        """Run an action in the writer's thread, in turn after the writes before it, and only if those did not fail.
+
+        Args:
+            action: Takes nothing and returns nothing. An error it raises comes out as that of a write does.
+        """
+        self._submit(partial(self._unless_failed, action))
+
+    def raise_pending(self) -> None:
+        """Raise what a write in the background raised, once; returns at once if there is nothing.
+
+        Raises:
+            Exception: Whatever a write raised, the first one if there were several.
+        """
+        self._raise_errors_of_finished()
+
     def wait(self) -> None:
         """Return when everything is written.
 
@@ -141,6 +157,10 @@ class AsyncCheckpointIO(CheckpointIO):
     def _remove(self, *args: Any, **kwargs: Any) -> None:
         if not self._failed.is_set():
             self._checkpoint_io.remove_checkpoint(*args, **kwargs)
+
+    def _unless_failed(self, action: Callable[[], None]) -> None:
+        if not self._failed.is_set():
+            action()
 
     # ---- in the training thread
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -51,6 +52,21 @@ class CheckpointIO(ABC):
         Args:
             path: Where it is.
         """
+
+    def publish(self, action: Callable[[], None]) -> None:
+        """Run an action once every checkpoint handed over before is durable: set a link, delete what is obsolete.
+
+        Actions and saves keep their order. Here, where `save_checkpoint` returns when the file is durable, the action
+        runs at once; those that write in the background run it in the writer's thread, and drop it if a write failed.
+
+        Args:
+            action: Takes nothing and returns nothing. It may run in another thread, so it should hold plain values
+                only, such as paths, and must not save or load through this object.
+        """
+        action()
+
+    def raise_pending(self) -> None:  # noqa: B027 - a documented no-op
+        """Raise the error of a write in the background that nobody has seen yet; returns at once, waits for nothing."""
 
     def wait(self) -> None:  # noqa: B027 - a documented no-op
         """Return when everything is written; for those that write in the background."""

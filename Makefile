@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-slurm format lint types layers docs bench clean
+.PHONY: help demo test test-all test-slurm torture format lint types layers docs bench clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ test-all: $(VENV)/.dev ## Run all tests, slow ones too
 
 test-slurm: $(VENV)/.dev ## Run the tests on a real Slurm, started for them (as root)
 	bash tests/clusters/slurm.sh run $(BIN)/python -m pytest -m slurm $(ARGS)
+
+torture: $(VENV)/.dev ## Interrupt runs at random, resume them, compare (ARGS="--runs 500", "--what saving", "--help")
+	$(BIN)/python -m tests.torture $(ARGS)
 
 format: $(VENV)/.dev ## Format the code and mend what ruff can mend
 	$(BIN)/ruff format .

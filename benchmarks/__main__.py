@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.checkpoints import measure_checkpoints
 from benchmarks.driver import chosen, count, default_workers, describe, time_cases, time_imports
 from benchmarks.ranks import time_ranks
 from benchmarks.report import as_markdown, as_text
@@ -33,6 +34,12 @@ def parse_arguments() -> argparse.Namespace:
         default="wall",
         help="cpu: the computing time of the thread, steadier where other programs run (default: %(default)s)",
     )
+    parser.add_argument(
+        "--millions",
+        type=float,
+        default=100,
+        help="parameters of the checkpoint cases, in millions; 12 bytes each on disk (default: %(default)s)",
+    )
     parser.add_argument("--cases", metavar="KEY,KEY", help="only these rows, without imports and counts")
     parser.add_argument("--quick", action="store_true", help="every row once and small: to see that all works")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file")
@@ -45,19 +52,26 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     rounds, sizes = arguments.rounds, {"steps": arguments.steps}
     if arguments.quick:
         rounds, sizes = 1, {"steps": 8, "warmup": 2, "epoch_batches": 4}
+        arguments.millions = 1
     setup = {"device": arguments.device, "clock": arguments.clock, **sizes}
-    cases, keys = chosen(arguments.cases)
+    cases, keys, checkpoint_keys = chosen(arguments.cases)
     if arguments.device != "cpu":
         keys = []  # several ranks on one GPU would measure how they wait for it
     workers = default_workers(setup, os.environ.get(_REFERENCE))
+    pythons = {worker.package: worker.python for worker in workers}
     try:
+        save_times, save_memory = measure_checkpoints(
+            pythons, checkpoint_keys, device=arguments.device, millions=arguments.millions, rounds=rounds, tell=_tell
+        )
         return {
             "environment": describe(workers),
             "settings": {"rounds": rounds, **setup},
             "times": [
                 *time_cases(workers, cases, rounds, _tell),
-                *time_ranks({worker.package: worker.python for worker in workers}, keys, setup, rounds, _tell),
+                *time_ranks(pythons, keys, setup, rounds, _tell),
+                *save_times,
             ],
+            "memory": save_memory,
             "counts": [] if arguments.cases else count(workers),
             "imports": [] if arguments.cases else time_imports(workers, rounds, _tell),
         }

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import CASES, Case
+from benchmarks.checkpoints import CHECKPOINT_CASES
 from benchmarks.frameworks import IMPORTS
 from benchmarks.imports import time_import
 from benchmarks.ranks import RANK_CASES
@@ -170,14 +171,18 @@ def default_workers(setup: dict[str, Any], reference_python: str | None) -> list
     return workers
 
 
-def chosen(keys: str | None) -> tuple[list[Case], list[str]]:
-    """Return the cases named, and the keys of those on several ranks; all by default.
+def chosen(keys: str | None) -> tuple[list[Case], list[str], list[str]]:
+    """Return the cases named, the keys of those on several ranks, and of those that save checkpoints; all by default.
 
     Raises:
         SystemExit: There is no such case.
     """
-    known = [*(case.key for case in CASES), *RANK_CASES]
+    known = [*(case.key for case in CASES), *RANK_CASES, *CHECKPOINT_CASES]
     wanted = set(known) if keys is None else set(keys.split(","))
     if unknown := wanted - set(known):
         raise SystemExit(f"There is no case {sorted(unknown)}. Choose from: {', '.join(known)}.")
-    return [case for case in CASES if case.key in wanted], [key for key in RANK_CASES if key in wanted]
+    return (
+        [case for case in CASES if case.key in wanted],
+        [key for key in RANK_CASES if key in wanted],
+        [key for key in CHECKPOINT_CASES if key in wanted],
+    )

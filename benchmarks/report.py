@@ -50,8 +50,13 @@ def _tables(results: dict[str, Any]) -> list[tuple[str, Table]]:
     tables = []
     for unit in dict.fromkeys(row["unit"] for row in results["times"]):
         rows = [row for row in results["times"] if row["unit"] == unit]
-        heading = f"Time over the plain loop, {unit}: median (middle half of the rounds), ratio to the plain loop"
-        tables.append((heading, _times(rows, packages)))
+        plain = "plain save" if unit.endswith("per save") else "plain loop"
+        heading = f"Time over the {plain}, {unit}: median (middle half of the rounds), ratio to the {plain}"
+        tables.append((heading, _times(rows, packages, plain)))
+    if results["memory"]:
+        tables.append(
+            ("Extra memory of a save at its peak: MB, part of the file's size", _memory(results["memory"], packages))
+        )
     if results["imports"]:
         tables.append(("Import after torch: ms, modules added", _imports(results["imports"], packages)))
     if results["counts"]:
@@ -59,12 +64,12 @@ def _tables(results: dict[str, Any]) -> list[tuple[str, Table]]:
     return tables
 
 
-def _times(rows: list[dict[str, Any]], packages: list[str]) -> Table:
-    table = [["", "plain loop", *packages]]
+def _times(rows: list[dict[str, Any]], packages: list[str], plain: str) -> Table:
+    table = [["", plain, *packages]]
     for row in rows:
         cells = [row["packages"][package] for package in packages]
-        plain = f"{cells[0]['plain']['median']:.1f}"
-        table.append([row["title"], plain, *(_over(cell) for cell in cells)])
+        median = f"{cells[0]['plain']['median']:.1f}"
+        table.append([row["title"], median, *(_over(cell) for cell in cells)])
     return table
 
 
@@ -73,6 +78,19 @@ def _over(figures: dict[str, Any]) -> str:
     digits = 0 if abs(over["median"]) >= 100 else 1
     spread = f"({over['low']:+.{digits}f} .. {over['high']:+.{digits}f})"
     return f"{over['median']:+.{digits}f} {spread} x{figures['ratio']['median']:.2f}"
+
+
+def _memory(rows: list[dict[str, Any]], packages: list[str]) -> Table:
+    table = [["", "plain save", *packages]]
+    for row in rows:
+        cells = [row["packages"][package] for package in packages]
+        table.append([row["title"], _part(cells[0], "plain"), *(_part(cell, "measured") for cell in cells)])
+    return table
+
+
+def _part(figures: dict[str, Any], name: str) -> str:
+    extra = figures[name]
+    return "-" if extra is None else f"{extra:.0f} x{extra / figures['file']:.2f}"
 
 
 def _imports(rows: list[dict[str, Any]], packages: list[str]) -> Table:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.cases import CASES
+from benchmarks.checkpoints import CHECKPOINT_CASES
 from benchmarks.driver import IMPORT_ROWS
 from benchmarks.ranks import RANK_CASES
 from benchmarks.report import as_markdown, as_text
@@ -35,7 +36,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_every_row_is_measured(results: dict[str, Any]) -> None:
-    assert [row["key"] for row in results["times"]] == [*(case.key for case in CASES), *RANK_CASES]
+    assert [row["key"] for row in results["times"]] == [*(case.key for case in CASES), *RANK_CASES, *CHECKPOINT_CASES]
+    assert [row["key"] for row in results["memory"]] == ["checkpoint_sync", "checkpoint_async"]
     assert {row["key"] for row in results["counts"]} | ON_A_GPU_ONLY == {shape.key for shape in SHAPES}
     assert [row["key"] for row in results["imports"]] == [key for key, _ in IMPORT_ROWS]
 
@@ -54,7 +56,7 @@ def test_every_count_is_of_something(results: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("write", [as_text, as_markdown])
 def test_reports_have_every_row(write: Any, results: dict[str, Any]) -> None:
-    rows = [*results["times"], *results["counts"], *results["imports"]]
+    rows = [*results["times"], *results["memory"], *results["counts"], *results["imports"]]
     lines = write(results).splitlines()
 
     assert [row["title"] for row in rows if not any(row["title"] in line for line in lines)] == []

@@ -205,6 +205,7 @@ def test_every_section_can_be_given_back_or_says_why_not(trained):
     assert [sorted(section.dump(trained)) for section in kept_otherwise] == [
         ["epoch", "global_step", "pytorch-lightning_version"],
         ["datamodule_hparams_name", "datamodule_hyper_parameters", "hparams_name", "hyper_parameters"],
+        ["fulmen"],
     ]
 
 

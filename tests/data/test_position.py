@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import random
 import warnings
 from itertools import count
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import WeightedRandomSampler, get_worker_info
+from torch.utils.data import WeightedRandomSampler
 
 from fulmen.core.callback import Callback
 from fulmen.core.module import LightningModule
@@ -20,35 +19,12 @@ from fulmen.data.position import LoaderPosition
 from fulmen.data.prefetch import EvalBatches, TrainBatches
 from fulmen.trainer.trainer import Trainer
 from fulmen.utilities.seed import collect_rng_states, set_rng_states
+from tests.data.resuming import Augmented, AugmentedStream, Run, assert_resume_is_exact, flat, seed
+
+pytestmark = pytest.mark.filterwarnings("ignore:To go on where the checkpoint was taken")
 
 # As `Any`: plain lists serve as datasets here, which torch's hints do not allow.
 DataLoader: Any = torch.utils.data.DataLoader
-Dataset: Any = torch.utils.data.Dataset
-IterableDataset: Any = torch.utils.data.IterableDataset
-
-
-class Augmented(Dataset):
-    """Each sample is its index and three random numbers, one from each generator."""
-
-    def __init__(self, length: int = 12) -> None:
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return torch.tensor([index, torch.rand(()).item(), random.random(), np.random.rand()], dtype=torch.float64)
-
-
-class AugmentedStream(IterableDataset):
-    """The same without length, a part of it from each worker."""
-
-    def __iter__(self):
-        info = get_worker_info()
-        first, step = (0, 1) if info is None else (info.id, info.num_workers)
-        dataset = Augmented()
-        for index in range(first, 12, step):
-            yield dataset[index]
 
 
 class Plain:
@@ -101,90 +77,6 @@ LOADERS = {
     "dict-unsized": lambda: {"a": shuffled(2), "b": Plain(2, sized=False)},
     "generator": lambda: (torch.tensor([float(i)]) for i in count()),
 }
-
-
-class Run:
-    """A loop that draws random numbers in its steps, and can be stopped and resumed after any of them."""
-
-    def __init__(self, make_loader: Any, *, mode: str = "max_size_cycle", limit: float = 6) -> None:
-        self.batches = TrainBatches(CombinedLoader(make_loader(), mode), limit=limit)
-        self.seen: list[tuple[Any, ...]] = []
-        self.epoch = 0
-        self.ended_epoch = False
-
-    def fit(self, epochs: int, *, stop_after: tuple[int, int] | None = None) -> bytes:
-        while self.epoch < epochs:
-            self.batches.set_epoch(self.epoch)
-            for batch, batch_idx, is_last in self.batches:
-                noise = torch.rand(()).item(), random.random(), np.random.rand()
-                self.seen.append((self.epoch, batch_idx, is_last, flat(batch), noise))
-                if stop_after == (self.epoch, batch_idx):
-                    return self.save()
-            self.epoch += 1
-            if stop_after == (self.epoch - 1, -1):
-                return self.save()
-        return b""
-
-    def save(self) -> bytes:
-        file = io.BytesIO()
-        torch.save(
-            {
-                "position": self.batches.state_dict(),
-                "loaders": self.batches.loader_states(),
-                "rng": collect_rng_states(),
-                "epoch": self.epoch,
-            },
-            file,
-        )
-        return file.getvalue()
-
-    def load(self, saved: bytes, *, rng_first: bool = False) -> None:
-        checkpoint = torch.load(io.BytesIO(saved), weights_only=True)
-        self.epoch = checkpoint["epoch"]
-        self.batches.set_epoch(self.epoch)
-        if rng_first:
-            set_rng_states(checkpoint["rng"])
-        if checkpoint["loaders"]:
-            self.batches.load_loader_states(checkpoint["loaders"])
-        self.batches.load_state_dict(checkpoint["position"])
-        if not rng_first:
-            self.batches.replay()
-            set_rng_states(checkpoint["rng"])
-
-
-def flat(batch: Any) -> Any:
-    if isinstance(batch, dict):
-        return {key: flat(value) for key, value in batch.items()}
-    if isinstance(batch, list):
-        return [flat(value) for value in batch]
-    return batch if batch is None else batch.tolist()
-
-
-def seed(number: int) -> None:
-    torch.manual_seed(number)
-    random.seed(number)
-    np.random.seed(number)
-
-
-def assert_resume_is_exact(
-    make_loader: Any, stop_after: tuple[int, int], *, rng_first: bool = False, **kw: Any
-) -> None:
-    seed(1)
-    whole = Run(make_loader, **kw)
-    whole.fit(3)
-    whole.batches.close()
-    seed(1)
-    interrupted = Run(make_loader, **kw)
-    saved = interrupted.fit(3, stop_after=stop_after)
-    interrupted.batches.close()
-    assert saved
-    seed(99)
-    resumed = Run(make_loader, **kw)
-    resumed.load(saved, rng_first=rng_first)
-    resumed.fit(3)
-    resumed.batches.close()
-
-    assert interrupted.seen + resumed.seen == whole.seen
 
 
 @pytest.mark.parametrize("stop_after", [(0, 2), (1, 4), (1, 5), (0, -1)], ids=str)
@@ -314,35 +206,15 @@ def test_a_shorter_loader_on_resume_warns():
 def test_other_generators_on_resume_warn():
     batches = TrainBatches(CombinedLoader(own_generator()))
     resumed = TrainBatches(CombinedLoader(shuffled()))
+    resumed.load_state_dict(batches.state_dict())
 
     with pytest.warns(UserWarning, match="states of 1"):
-        resumed.load_state_dict(batches.state_dict())
+        resumed.replay()
 
 
 @pytest.mark.parametrize("stop_after", [(1, 2), (0, -1)], ids=str)
-def test_persistent_workers_resume_with_the_same_order_and_say_what_is_not_exact(stop_after):
-    def loader():
-        return shuffled(1, persistent_workers=True)
-
-    def order(seen):
-        return [(*item[:3], [row[0] for row in item[3]], item[4]) for item in seen]
-
-    seed(1)
-    whole = Run(loader)
-    whole.fit(3)
-    whole.batches.close()
-    seed(1)
-    interrupted = Run(loader)
-    saved = interrupted.fit(3, stop_after=stop_after)
-    interrupted.batches.close()
-    seed(99)
-    resumed = Run(loader)
-    with pytest.warns(UserWarning, match="persistent_workers=True"):
-        resumed.load(saved)
-    resumed.fit(3)
-    resumed.batches.close()
-
-    assert order(interrupted.seen + resumed.seen) == order(whole.seen)
+def test_persistent_workers_go_on_exactly_also_after_their_first_epoch(stop_after):
+    assert_resume_is_exact(lambda: shuffled(2, persistent_workers=True), stop_after)
 
 
 def test_evaluation_loaders_go_on_with_their_own_order():
@@ -366,21 +238,28 @@ def test_evaluation_loaders_go_on_with_their_own_order():
     assert seen + passes(second, 2) == whole
 
 
-def test_evaluation_restarts_persistent_workers_without_drawing():
-    loader = DataLoader(range(4), num_workers=1, persistent_workers=True)
-    first = EvalBatches(CombinedLoader([loader], "sequential"), [4])
-    list(first)
-    state = first.state_dict()
+def test_evaluation_with_persistent_workers_goes_on_exactly():
+    def make():
+        return EvalBatches(CombinedLoader([shuffled(1, persistent_workers=True)], "sequential"), [3])
+
+    def passes(batches, number):
+        return [[batch.tolist() for batch, _, _ in batches] for _ in range(number)]
+
+    seed(1)
+    whole = make()
+    expected = passes(whole, 3)
+    whole.close()
+    seed(1)
+    first = make()
+    seen = passes(first, 1)
+    state, rng = first.state_dict(), collect_rng_states()
     first.close()
-    second = EvalBatches(CombinedLoader([loader], "sequential"), [4])
+    seed(5)
+    second = make()
     second.load_state_dict(state)
-    before = torch.get_rng_state()
+    set_rng_states(rng)
 
-    with pytest.warns(UserWarning, match="persistent_workers=True"):
-        iter(second)
-
-    assert torch.equal(torch.get_rng_state(), before)
-    assert len(list(second)) == 4
+    assert seen + passes(second, 2) == expected
     second.close()
 
 
@@ -468,9 +347,7 @@ def test_a_position_is_plain_data():
     loaded = torch.load(file, weights_only=True)
 
     assert loaded["position"]["batches"] == 1
-    position = LoaderPosition(**loaded["position"])
-    assert position.at(1) is position
-    assert position.at(3).batches == 3
+    assert LoaderPosition.from_state_dict(loaded["position"]).batches == 1
 
 
 def test_no_warning_while_resuming():
@@ -501,7 +378,7 @@ class Regression(LightningModule):
     def __init__(self, make_loader) -> None:
         super().__init__()
         self.make_loader = make_loader
-        self.layer = torch.nn.Linear(4, 1, dtype=torch.float64)
+        self.layer = torch.nn.Linear(6, 1, dtype=torch.float64)
         self.dropout = torch.nn.Dropout(0.5)
         self.losses: list[tuple[int, int, float]] = []
 

@@ -349,6 +349,7 @@ def test_loaders_without_length_end_together():
         assert list(batches) == []
 
 
+@pytest.mark.filterwarnings("ignore:To go on where the checkpoint was taken")
 def test_the_batch_that_was_lost_at_the_end_counts_as_read():
     def stream() -> Any:
         return CombinedLoader((x for x in range(9)), "max_size_cycle")

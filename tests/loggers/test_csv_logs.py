@@ -180,9 +180,9 @@ def test_folder_with_other_files_only_gives_no_warning(tmp_path):
 
 def test_file_cut_off_inside_a_row_is_continued_on_a_new_line(tmp_path):
     (tmp_path / "metrics.csv").write_text("loss,step\n1.0,0\n2.")
+    writer = ExperimentWriter(str(tmp_path))
     with pytest.warns(UserWarning, match="earlier run"):
-        writer = ExperimentWriter(str(tmp_path))
-    writer.log_metrics({"loss": 3.0})
+        writer.log_metrics({"loss": 3.0})
     writer.save()
 
     assert (tmp_path / "metrics.csv").read_text() == "loss,step\n1.0,0\n2.\n3.0,1\n"

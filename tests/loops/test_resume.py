@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from fulmen import Callback, LightningModule, Trainer
-from fulmen.callbacks import EarlyStopping, ModelCheckpoint
+from fulmen.callbacks import EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint
 from fulmen.loggers import CSVLogger
 from tests.support import quiet
 
@@ -73,7 +73,7 @@ def run(
     tmp_path: Path, callbacks: list[Callback], model: Model, ckpt_path: Path | None = None, **settings: Any
 ) -> Trainer:
     torch.manual_seed(11)
-    trainer = Trainer(**quiet(tmp_path, max_epochs=3, callbacks=callbacks, **settings))
+    trainer = Trainer(**quiet(tmp_path, callbacks=callbacks, **{"max_epochs": 3, **settings}))
     trainer.fit(model, ckpt_path=ckpt_path)
     return trainer
 
@@ -90,6 +90,8 @@ def same_weights(one: nn.Module, other: nn.Module) -> bool:
         ("on_train_epoch_end", 6),
         ("on_train_epoch_end", 12),
         ("on_train_epoch_start", 6),
+        ("on_train_batch_start", 4),
+        ("on_train_batch_start", 6),
         ("on_train_batch_end", 4),
         ("on_train_batch_end", 6),
         ("on_train_batch_end", 9),
@@ -194,3 +196,143 @@ def test_log_rows_of_a_resumed_run_continue_those_before(tmp_path: Path) -> None
     whole_rows, resumed_rows = rows(logger), rows(resumed)
     assert resumed_rows[0] == whole_rows[0]
     assert resumed_rows[1:] == whole_rows[-(len(resumed_rows) - 1) :]
+
+
+# ---- the data
+
+
+class Own(Noisy):
+    """With random numbers from a generator of its own, too; knows what it was asked for."""
+
+    def __init__(self) -> None:
+        self.rng = torch.Generator().manual_seed(3)
+        self.asked: list[int] = []
+
+    def __getitem__(self, index: int) -> Tensor:
+        self.asked.append(index)
+        return super().__getitem__(index) + torch.rand(4, generator=self.rng)
+
+
+class WithLoaders(Model):
+    """Has the loaders that it is given."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        torch.manual_seed(4)
+        super().__init__()
+        self.kwargs = kwargs
+        self.validated: list[float] = []
+        self.num_loads = 0
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        self.validated.append(batch.sum().item())
+
+    def train_dataloader(self) -> Any:
+        self.num_loads += 1
+        generator = torch.Generator().manual_seed(self.num_loads)
+        return DataLoader(Own(), batch_size=4, shuffle=True, generator=generator, **self.kwargs)
+
+    def val_dataloader(self) -> Any:
+        generator = torch.Generator().manual_seed(2)
+        return DataLoader(Own(), batch_size=8, shuffle=True, generator=generator, **self.kwargs)
+
+
+def interrupted_run(tmp_path: Path, steps: list[int], *, hook: str = "on_train_batch_end", **settings: Any) -> None:
+    """Compare a run with one that is resumed at each of the steps from the checkpoint of the one before."""
+    kwargs = settings.pop("loaders", {})
+    whole = WithLoaders(**kwargs)
+    end = run(tmp_path, [], whole, **settings)
+    path = None
+    seen: list[float] = []
+    for i, step in enumerate([*steps, None]):
+        model = WithLoaders(**kwargs)
+        callbacks: list[Callback] = [] if step is None else [SaveAt(hook, step, tmp_path / f"{i}.ckpt")]
+        trainer = run(tmp_path, callbacks, model, ckpt_path=path, **settings)
+        begun = 0 if i == 0 else steps[i - 1]
+        seen += model.seen if step is None else model.seen[: step - begun]
+        path = tmp_path / f"{i}.ckpt"
+    assert seen == whole.seen
+    assert same_weights(model, whole)
+    assert model.validated == whole.validated[-len(model.validated) :]
+    assert trainer.callback_metrics == end.callback_metrics
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"limit_train_batches": 4},
+        {"overfit_batches": 4},
+        {"val_check_interval": 2},
+        {"reload_dataloaders_every_n_epochs": 2},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings(
+    "ignore:.*overfit_batches", "ignore:.*many workers", "ignore:.*shuffling enabled", "ignore:You requested to overfit"
+)
+def test_several_interruptions_leave_no_trace(settings: dict[str, Any], tmp_path: Path) -> None:
+    interrupted_run(tmp_path, [1, 3, 7], **settings)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*shuffling enabled", "ignore:You requested to overfit")
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_train_batch_start", "on_validation_end"])
+def test_several_interruptions_leave_no_trace_in_workers(persistent: bool, hook: str, tmp_path: Path) -> None:
+    steps = [6, 12] if hook == "on_validation_end" else [2, 5, 9]
+    interrupted_run(tmp_path, steps, hook=hook, loaders={"num_workers": 2, "persistent_workers": persistent})
+
+
+@pytest.mark.filterwarnings("ignore:.*shuffling enabled", "ignore:You requested to overfit")
+def test_no_sample_that_was_used_is_loaded_again(tmp_path: Path) -> None:
+    path = tmp_path / "saved.ckpt"
+    run(tmp_path, [SaveAt("on_train_batch_end", 4, path)], WithLoaders(), max_epochs=1)
+    model = WithLoaders()
+    trainer = run(tmp_path, [], model, ckpt_path=path, max_epochs=1)
+
+    assert len(trainer.train_dataloader.dataset.asked) == 22 - 16
+
+
+class Fails(Model):
+    """Fails once, in the middle of a step that has drawn random numbers."""
+
+    def __init__(self, at: int | None) -> None:
+        torch.manual_seed(4)
+        super().__init__()
+        self.at = at
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        if len(self.seen) == self.at:
+            torch.rand(7)
+            raise ZeroDivisionError
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("window", [1, 2])
+def test_after_an_error_the_batches_that_are_lost_come_again(window: int, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"accumulate_grad_batches": window, "enable_checkpointing": True, "logger": False}
+    whole, failed, resumed = Fails(None), Fails(9), Fails(None)
+    for each in (whole, failed, resumed):
+        each.net[2] = nn.Identity()  # batch norm has seen the batches that are lost
+    run(tmp_path / "whole", [], whole, **settings)
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path / "failed", [OnExceptionCheckpoint(tmp_path)], failed, **settings)
+    run(tmp_path / "resumed", [], resumed, ckpt_path=tmp_path / "on_exception.ckpt", **settings)
+
+    done = 9 - 9 % 6 % window
+    assert resumed.seen == whole.seen[done:]
+    assert same_weights(resumed, whole)
+
+
+def test_a_checkpoint_without_counters_makes_counting_begin_anew(tmp_path: Path) -> None:
+    path = tmp_path / "saved.ckpt"
+    trainer = run(tmp_path, [], Model(), max_epochs=2)
+    trainer.save_checkpoint(path)
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["loops"]
+    torch.save(checkpoint, path)
+    model = Model()
+    trainer.fit(model, ckpt_path=path)
+
+    assert (trainer.current_epoch, trainer.global_step, len(model.seen)) == (2, 12, 12)

@@ -13,7 +13,8 @@ import torch.distributed as dist
 from fulmen.strategies.fault_report import Report, as_exception, is_consequence
 from fulmen.strategies.fault_watch import FaultWatch
 from fulmen.utilities.exceptions import RankFailedError, SIGTERMException
-from tests.distributed_harness import free_port, run_ranks
+from tests.distributed_harness import free_port, run_ranks, run_script
+from tests.support import PACKAGE_FOLDER
 
 
 def watch_of_this_rank(port: int) -> FaultWatch:
@@ -88,6 +89,85 @@ def test_silent_death_is_noticed_although_a_forked_process_lives_on(tmp_path):
     rank, kind, seconds = json.loads((tmp_path / "seen").read_text())
     assert (rank, kind) == (1, "death")
     assert seconds < 5
+
+
+def comes_late(port: int):
+    """Rank 0 has come to the end of its program, and its process ends soon, when rank 1 begins to watch."""
+    rank = int(os.environ["RANK"])
+    store = dist.TCPStore("127.0.0.1", port, is_master=rank == 0, wait_for_workers=False)  # type: ignore[attr-defined]
+    if rank == 0:
+        watch = watch_of_this_rank(port)
+        store.get("ready")
+        store.set("stopping", "")
+        watch.stop()
+        time.sleep(2)
+        return None
+    store.set("ready", "")
+    store.get("stopping")
+    time.sleep(1)
+    watch = watch_of_this_rank(port)
+    report = watch.wait_for_report(4)
+    watch.stop()
+    return report
+
+
+@pytest.mark.distributed
+def test_end_of_a_short_program_is_no_death_for_a_rank_that_begins_to_watch_later():
+    assert run_ranks(comes_late, 2, free_port(), timeout=110) == [None, None]
+
+
+UNEVEN_STEPS = """
+    import sys
+    import torch
+    from fulmen import Fabric
+    from fulmen.strategies.fault_watch import FaultWatch
+
+    fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
+    fabric.launch()
+    FaultWatch.running().backward_grace_s = 2.0
+    model = torch.nn.Linear(2, 2)
+    model, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    for _ in range(4 if fabric.global_rank == int(sys.argv[1]) else 3):
+        fabric.backward(model(torch.ones(1, 2)).sum())
+        optimizer.step()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("who", [0, 1])
+def test_rank_that_makes_more_steps_than_the_others_does_not_wait_for_ever(tmp_path, who):
+    ended = run_script(
+        UNEVEN_STEPS, str(who), cwd=tmp_path, env={"PYTHONPATH": str(PACKAGE_FOLDER.parent)}, timeout=100
+    )
+
+    assert ended.returncode != 0
+    assert f"Its program came to an end while rank {who} still waits for it in a collective" in ended.stderr
+
+
+SKIPPED_ON_ONE_RANK = """
+    from fulmen import Trainer
+    from fulmen.demos.boring_classes import BoringModel
+
+    class Skipping(BoringModel):
+        def on_train_batch_start(self, batch, batch_idx):
+            return -1 if batch_idx == 2 and self.trainer.global_rank == 1 else None
+
+    Trainer(
+        max_epochs=1, accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+    ).fit(Skipping())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_epoch_that_one_rank_skips_is_an_error_that_names_it(tmp_path):
+    ended = run_script(SKIPPED_ON_ONE_RANK, cwd=tmp_path, env={"PYTHONPATH": str(PACKAGE_FOLDER.parent)}, timeout=110)
+
+    assert ended.returncode != 0
+    assert "Rank 1 of 2 skipped the rest of epoch 0 at batch 2" in ended.stderr
+    assert "It must return -1 on all ranks at the same batch" in ended.stderr
 
 
 def test_nothing_happens_before_the_start_and_after_the_end():

@@ -88,7 +88,6 @@ def test_the_file_system_of_a_path_is_found(tmp_path):
 
 def test_a_folder_is_created_and_found_writable(tmp_path):
     ensure_writable(tmp_path / "a" / "b")
-    ensure_writable("s3://bucket/is/not/tried")
 
     assert (tmp_path / "a" / "b").is_dir()
     assert list((tmp_path / "a" / "b").iterdir()) == []
@@ -420,12 +419,15 @@ def address(tmp_path):
         thread.join()
 
 
-def test_a_file_is_loaded_from_an_address_and_objects_in_it_are_trusted(address, tmp_path):
+def test_objects_in_a_file_from_an_address_are_refused_unless_they_are_trusted(address, tmp_path):
     atomic_save({"path": io.StringIO}, tmp_path / "a.ckpt")
+    atomic_save(CHECKPOINT, tmp_path / "plain.ckpt")
 
-    assert load_file(f"{address}/a.ckpt") == {"path": io.StringIO}
-    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
-        load_file(f"{address}/a.ckpt", weights_only=True)
+    assert_equal_checkpoints(load_file(f"{address}/plain.ckpt"), CHECKPOINT)
+    assert load_file(f"{address}/a.ckpt", weights_only=False) == {"path": io.StringIO}
+    for weights_only in (None, True):
+        with pytest.raises(pickle.UnpicklingError, match=rf"`{address}/a.ckpt` holds .* pass `weights_only=False`"):
+            load_file(f"{address}/a.ckpt", weights_only=weights_only)
 
 
 def test_problems_with_an_address_name_it(address, tmp_path):

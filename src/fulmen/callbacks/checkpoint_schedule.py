@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import time
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from fulmen.trainer.trainer import Trainer
 
 __all__ = ["BatchTrigger", "ScoreSource"]
+
+_Origin: TypeAlias = Literal["training step", "validation", "training epoch"]
+_ORIGINS = ("training step", "validation", "training epoch")
 
 
 class BatchTrigger:
@@ -28,13 +31,29 @@ class BatchTrigger:
         self._every_n_steps = every_n_steps
         self._interval_s = math.inf if interval is None else interval.total_seconds()
         self._due_time = math.inf  # on the clock of `time.monotonic`
+        self._elapsed_s = 0.0  # of the interval, when an earlier run ended
         self._ranks_must_agree = False
 
     def start(self, trainer: Trainer) -> None:
-        """Begin to count at the present optimizer step, and now."""
-        self._due_time = time.monotonic() + self._interval_s
+        """Begin to count at the present optimizer step, and now, less what an earlier run has waited already."""
+        self._due_time = time.monotonic() + self._interval_s - self._elapsed_s
+        self._elapsed_s = 0.0
         self._ranks_must_agree = trainer.world_size > 1
         self._advance(trainer.global_step)
+
+    def elapsed_s(self) -> float:
+        """Return how much of the interval has passed, in seconds."""
+        if self._due_time == math.inf:
+            return self._elapsed_s
+        return min(max(time.monotonic() - self._due_time + self._interval_s, 0.0), self._interval_s)
+
+    def go_on(self, elapsed_s: float) -> None:
+        """Let the next `start` count from a state of an earlier run.
+
+        Args:
+            elapsed_s: How much of the interval had passed.
+        """
+        self._elapsed_s = min(max(elapsed_s, 0.0), self._interval_s) if self.watches_time else 0.0
 
     def time_may_be_up(self) -> bool:
         """Tell whether it is worth asking `is_due` about the time."""
@@ -72,9 +91,9 @@ class ScoreSource:
     def __init__(self, monitor: str | None) -> None:
         self._monitor = monitor
         self._step = -1
-        self.origin: Literal["training step", "validation", "training epoch"] | None = None
+        self.origin: _Origin | None = None
 
-    def note(self, trainer: Trainer, origin: Literal["training step", "validation", "training epoch"]) -> None:
+    def note(self, trainer: Trainer, origin: _Origin) -> None:
         """Note that something that logs metrics has ended; where the metric appears first, there it comes from."""
         if self._monitor is None or self._monitor not in trainer.callback_metrics:
             return
@@ -82,6 +101,16 @@ class ScoreSource:
             self.origin = origin
         if self.origin == origin:
             self._step = trainer.global_step
+
+    def state(self) -> list[Any]:
+        """Return where the metric comes from and after which step it was computed."""
+        return [self.origin, self._step]
+
+    def load_state(self, state: list[Any]) -> None:
+        """Take back what `state` returned."""
+        origin, step = state
+        self.origin = origin if origin in _ORIGINS else None
+        self._step = int(step)
 
     def is_missing(self, trainer: Trainer) -> bool:
         """Tell whether the metric is monitored, but was not logged yet."""

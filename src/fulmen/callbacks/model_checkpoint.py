@@ -3,9 +3,11 @@
 What happens::
 
     trigger (steps, time, epoch)
+      inside an accumulation window?                 yes: wait for its end
+      weights finite?                                no: write nothing, say so
       value of `monitor` belongs to these weights?   no: wait for the validation that computes it
       plan: which file is written, which become obsolete, what "best" and "last" will be
-      write the files -> publish paths and scores -> delete what is obsolete
+      write the files -> publish paths and scores -> once they are durable: set links, delete what is obsolete
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import os
 import weakref
 from dataclasses import fields, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,9 +25,19 @@ import torch
 from torch import Tensor
 
 from fulmen.callbacks.checkpoint import Checkpoint
+from fulmen.callbacks.checkpoint_files import (
+    NameClaims,
+    can_link,
+    is_inside,
+    is_same_file,
+    sweep_claims,
+    warn_if_not_empty,
+)
 from fulmen.callbacks.checkpoint_naming import absolute_folder, default_folder, fill_template, unused_path
 from fulmen.callbacks.checkpoint_records import Plan, Records
 from fulmen.callbacks.checkpoint_schedule import BatchTrigger, ScoreSource
+from fulmen.callbacks.checkpoint_settings import check_settings
+from fulmen.callbacks.checkpoint_weights import FiniteWeights
 from fulmen.callbacks.monitor import (
     MetricMonitor,
     close_names,
@@ -51,10 +64,15 @@ _RECORD_NAMES = tuple(field.name for field in fields(Records))
 class ModelCheckpoint(MetricMonitor, Checkpoint):
     """Save the model every so many epochs, steps or minutes, and keep the best files by a monitored metric.
 
-    A file is deleted only if this run, or the run it resumes, wrote it, and only after its successor is on disk.
-    The score of a file always belongs to its weights: when the monitored metric comes from validation, a save that is
-    due between two validations waits for the next one (with `save_top_k=-1` it is written at once, without a score).
-    `last.ckpt` does not wait; it is the newest state after every trigger and at the end of training.
+    A file is deleted only if this run, or the run it resumes, wrote it, and only after its successor is on disk; this
+    holds with `AsyncCheckpointIO`, too. Runs that share a folder never take the same name. Weights that are not finite
+    are not saved, so that the best and the last file can always be gone on from; a warning says where they are bad.
+    A value of `monitor` that is not finite ranks behind all others. A save that is due inside an accumulation window
+    waits for its end; its score is then that of the weights one optimizer step before.
+
+    The score of a file otherwise belongs to its weights: when the monitored metric comes from validation, a save that
+    is due between two validations waits for the next one (with `save_top_k=-1` it is written at once, without a
+    score). `last.ckpt` does not wait; it is the newest state after every trigger and at the end of training.
 
     Args:
         dirpath: Folder of the files; default beside the logs of the first logger, else in `default_root_dir`.
@@ -139,58 +157,44 @@ class ModelCheckpoint(MetricMonitor, Checkpoint):
         self._every_n_epochs = every_n_epochs or 0
         self._save_on_train_epoch_end = save_on_train_epoch_end
         self._enable_version_counter = enable_version_counter
-        self._check_settings()
+        check_settings(
+            {
+                "every_n_train_steps": self._every_n_train_steps,
+                "train_time_interval": train_time_interval,
+                "every_n_epochs": self._every_n_epochs,
+            },
+            monitor=monitor,
+            save_top_k=save_top_k,
+            save_last=save_last,
+            dirpath=self.dirpath,
+        )
         # ---- state of the files
         self._take(Records.empty(mode))
         self._plan: Plan | None = None  # the save that is being written
         self._own_files: set[str] = set()
+        self._claims = NameClaims()
+        self._folder_is_default = dirpath is None
+        self._links_work: bool | None = None  # in the folder, once somebody asked
         # ---- when to save
         self._batch_trigger = BatchTrigger(self._every_n_train_steps, train_time_interval)
-        self._missed_epoch = False  # a save was due in an epoch without validation
         self._forget_steps()
         self._batch_end_is_idle = False
         self._next_look: float = 0  # step before which `on_train_batch_end` has nothing to look at
-        self._validation_ran = False
 
     def _forget_steps(self) -> None:
         """Forget at which steps something was saved: another run counts its own."""
         self._score_source = ScoreSource(self.monitor)
         self._postponed = False  # a save waits for a score
+        self._held: tuple[dict[str, Any], bool] | None = None  # waits for a window's end: metrics, is the score current
         self._unscored: tuple[str, int] = ("", -1)  # file written without a score, and at which step
         self._last_global_step_saved = 0  # step whose trigger is dealt with
         self._last_file_step = -1  # step of the newest file of any kind
         self._newest_last_step = -1  # step of the `last` file
+        self._missed_epoch = False  # a save was due in an epoch without validation
+        self._validation_ran = False
+        self._is_resumed = False
+        self._finite_weights = FiniteWeights()
         self._is_training = False  # before, the state of a resumed run is not there yet
-
-    def _check_settings(self) -> None:
-        triggers = {
-            "every_n_train_steps": self._every_n_train_steps,
-            "train_time_interval": self._train_time_interval,
-            "every_n_epochs": self._every_n_epochs,
-        }
-        given = {name: value for name, value in triggers.items() if value}
-        if len(given) > 1:
-            raise MisconfigurationException(
-                f"`ModelCheckpoint({', '.join(f'{name}={value!r}' for name, value in given.items())})`: the triggers"
-                " are mutually exclusive. Give one, and add a second `ModelCheckpoint` for the other."
-            )
-        minima = {"every_n_train_steps": 0, "every_n_epochs": 0, "save_top_k": -1}
-        values = {**triggers, "save_top_k": self.save_top_k}
-        for name, minimum in minima.items():
-            if values[name] < minimum:  # type: ignore[operator]  # the three are ints
-                raise MisconfigurationException(
-                    f"`ModelCheckpoint({name}={values[name]!r})` is an invalid value: it must be >= {minimum}."
-                )
-        if self.monitor is None and self.save_top_k not in (-1, 0, 1):
-            raise MisconfigurationException(
-                f"`ModelCheckpoint(save_top_k={self.save_top_k}, monitor=None)` has nothing to rank files by."
-                " Name a logged metric in `monitor`, or choose 1 (the newest), -1 (all) or 0 (none)."
-            )
-        if self.save_last == "link" and self.dirpath is not None and not is_local(self.dirpath):
-            raise ValueError(
-                f"`ModelCheckpoint(save_last='link', dirpath={self.dirpath!r})`: links exist on local file systems"
-                " only. Use `save_last=True`."
-            )
 
     # ---- what the checkpoint says about itself
     @property
@@ -212,33 +216,65 @@ class ModelCheckpoint(MetricMonitor, Checkpoint):
     def state_dict(self) -> dict[str, Any]:
         """Return paths and scores; inside a file that is being written they include that file itself."""
         records = self._plan.records if self._plan is not None else self._records()
-        state: dict[str, Any] = {
-            "monitor": self.monitor,
-            "best_model_score": records.best_model_score,
-            "best_model_path": records.best_model_path,
-            "current_score": records.current_score,
-            "dirpath": self.dirpath,
-            "best_k_models": dict(records.best_k_models),
-            "kth_best_model_path": records.kth_best_model_path,
-            "kth_value": records.kth_value,
-            "last_model_path": records.last_model_path,
+        state: dict[str, Any] = {name: getattr(records, name) for name in _RECORD_NAMES}
+        state |= {"monitor": self.monitor, "dirpath": self.dirpath, "best_k_models": dict(records.best_k_models)}
+        if self._is_training:
+            state["schedule"] = self._schedule_state()
+        return {**state, "postponed": True} if self._postponed or self._held is not None else state
+
+    def _schedule_state(self) -> dict[str, Any]:
+        """Return what a resumed run must know to save at the same steps."""
+        return {
+            "saved_step": self._last_global_step_saved,
+            "file_step": self._last_file_step,
+            "last_step": self._newest_last_step,
+            "unscored": list(self._unscored),
+            "score_source": self._score_source.state(),
+            "missed_epoch": self._missed_epoch,
+            "validation_ran": self._validation_ran,
+            "elapsed_s": self._batch_trigger.elapsed_s(),
         }
-        return {**state, "postponed": True} if self._postponed else state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the files of an earlier run, if it used the same folder; else only remember its best file."""
-        self._postponed = state_dict.get("postponed", False)
+        """Go on with the files of an earlier run, if it used the same folder; else only remember its best file.
+
+        The state may come from a file of others: whatever paths it holds, files outside of the callback's own folder,
+        or without its extension, are never renamed or deleted on account of it.
+        """
+        self._is_resumed = True
+        self._postponed = bool(state_dict.get("postponed", False))
+        schedule = {**self._schedule_state(), **state_dict.get("schedule", {})}
+        self._last_global_step_saved = int(schedule["saved_step"])
+        self._missed_epoch, self._validation_ran = bool(schedule["missed_epoch"]), bool(schedule["validation_ran"])
+        self._score_source.load_state(schedule["score_source"])
+        self._batch_trigger.go_on(float(schedule["elapsed_s"]))
         saved_in = state_dict.get("dirpath", self.dirpath)
         if saved_in == self.dirpath:
-            known = {name: state_dict[name] for name in _RECORD_NAMES if name in state_dict}
-            self._take(replace(self._records(), **known))
-            self._own_files |= self._records().owned()
+            self._go_on_with_files(state_dict, schedule)
             return
         rank_zero_warn(
             f"The folder of `ModelCheckpoint` changed from {saved_in!r} to {self.dirpath!r}, so the scores and files of"
             " the earlier run are not taken over, except `best_model_path`. Pass the same `dirpath` to go on with them."
         )
-        self.best_model_path = state_dict.get("best_model_path", "")
+        self.best_model_path = str(state_dict.get("best_model_path", ""))
+
+    def _go_on_with_files(self, state: dict[str, Any], schedule: dict[str, Any]) -> None:
+        records, foreign = Records.restored(state, mode=self.mode, is_own=self._can_be_own)
+        if foreign:
+            rank_zero_warn(
+                f"The checkpoint names files as its own that cannot be: {list(foreign)}. They are outside of the"
+                f" checkpoint folder {self.dirpath!r} or no `{self.FILE_EXTENSION}` files. They are left alone."
+            )
+        self._take(records)
+        self._own_files |= records.owned()
+        self._last_file_step, self._newest_last_step = int(schedule["file_step"]), int(schedule["last_step"])
+        path, step = schedule["unscored"]
+        if isinstance(path, str) and self._can_be_own(path):
+            self._own_files.add(path)
+            self._unscored = (path, int(step))
+
+    def _can_be_own(self, path: str) -> bool:
+        return path.endswith(self.FILE_EXTENSION) and is_inside(path, str(self.dirpath))
 
     def _records(self) -> Records:
         return Records(**{name: getattr(self, name) for name in _RECORD_NAMES})
@@ -263,21 +299,32 @@ class ModelCheckpoint(MetricMonitor, Checkpoint):
         """Settle the folder, the same on all ranks; begin a fit as if the callback had served no other before."""
         if stage == "fit":
             self._forget_steps()
-        folder = self.dirpath if self.dirpath is not None else absolute_folder(default_folder(trainer))
+        folder = None
+        if trainer.is_global_zero:
+            folder = self.dirpath if self.dirpath is not None else absolute_folder(default_folder(trainer))
         self.dirpath = trainer.strategy.broadcast(folder)
+        self._links_work = None
+        if not self._is_off(trainer) and (self.save_top_k != 0 or self.save_last) and trainer.is_global_zero:
+            ensure_writable(str(self.dirpath))  # before any work is lost
+            sweep_claims(str(self.dirpath))
+
+    @property
+    def folder_is_default(self) -> bool:
+        """Whether the folder was not given but is derived, from the first logger's version or `default_root_dir`."""
+        return self._folder_is_default
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count, and find out before any work is lost whether files can be written."""
-        self._validation_ran = self._missed_epoch = False
+        """Begin to count; a resumed run leaves out of its records what is no longer there."""
         self._is_training = True
         self._batch_trigger.start(trainer)
         self._batch_end_is_idle = self._is_off(trainer) or not self._batch_trigger.is_used
         self._next_look = 0  # the first batch shows whether training logs `monitor`
         if self._is_off(trainer):
             return
+        if self._is_resumed:
+            self._forget_missing(trainer)
         if (self.save_top_k != 0 or self.save_last) and trainer.is_global_zero:
-            self._warn_if_not_empty(trainer)
-            ensure_writable(str(self.dirpath))
+            warn_if_not_empty(str(self.dirpath), trainer.ckpt_path)
         if self._save_on_train_epoch_end is False and self._every_n_epochs and not has_validation(trainer):
             rank_zero_warn(
                 "`ModelCheckpoint(save_on_train_epoch_end=False)` saves when validation ends, but this run validates"
@@ -293,7 +340,9 @@ class ModelCheckpoint(MetricMonitor, Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save when enough steps were done or enough time has passed."""
+        """Save when enough steps were done or enough time has passed, and what has waited for a window's end."""
+        if self._held is not None:
+            self._save_held(trainer)
         if self._batch_end_is_idle:
             return
         trigger = self._batch_trigger
@@ -326,6 +375,7 @@ class ModelCheckpoint(MetricMonitor, Checkpoint):
         """Save what is bound to the end of the training epoch, or waited for its metrics."""
         if self._is_off(trainer):
             return
+        self._save_held(trainer)
         self._score_source.note(trainer, "training epoch")
         is_due = self._epoch_is_due(trainer)
         bound_here = final_at_train_epoch_end(trainer, self._save_on_train_epoch_end)
@@ -335,6 +385,9 @@ class ModelCheckpoint(MetricMonitor, Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what still waits for a score, and bring `last` up to date."""
         if self._is_off(trainer):
+            return
+        is_wanted = self._postponed or self._missed_epoch or self._newest_last_step != trainer.global_step
+        if not is_wanted or not self._weights_are_finite(trainer):
             return
         # the last epoch is complete and `current_epoch` is already its successor
         metrics = self._candidates(trainer, epoch=max(trainer.current_epoch - 1, 0))
@@ -348,6 +401,10 @@ class ModelCheckpoint(MetricMonitor, Checkpoint):
             plan = self._with_last(trainer, plan, metrics)
         self._write(trainer, plan)
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give free what names were reserved for files that did not come to be."""
+        self._claims.release_all()
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save the state at the moment of an exception, if asked to; it is not ranked among the best."""
         is_wanted = self.save_on_exception and self._is_training and not self._is_off(trainer)
@@ -355,6 +412,8 @@ class ModelCheckpoint(MetricMonitor, Checkpoint):
             return
         metrics = self._candidates(trainer)
         try:
+            if not self._weights_are_finite(trainer):
+                return
             path = self._unused_path(trainer, metrics, taken=self._records().owned())
             self._write(trainer, self._with_last(trainer, Plan(self._records(), path), metrics))
         except Exception as error:  # the exception that ends training matters more
@@ -391,11 +450,29 @@ class ModelCheckpoint(MetricMonitor, Checkpoint):
 
     # ---- what
     def _save_if_scored(self, trainer: Trainer) -> None:
+        metrics, is_current = self._candidates(trainer), self._score_source.is_current(trainer)
+        if trainer.fit_loop.has_started_window:  # the gradients so far would be lost
+            self._held = (metrics, is_current)
+        else:
+            self._save(trainer, metrics, is_current)
+
+    def _save_held(self, trainer: Trainer) -> None:
+        """Do the save that came due inside an accumulation window, once that is over."""
+        if self._held is None or trainer.fit_loop.has_started_window:
+            return
+        (metrics, is_current), self._held = self._held, None
+        if self.monitor != "step":
+            metrics["step"] = trainer.global_step
+        self._save(trainer, metrics, is_current)
+
+    def _save(self, trainer: Trainer, metrics: dict[str, Any], is_current: bool) -> None:
         step = trainer.global_step
         if self._last_global_step_saved == step:
             return
-        metrics = self._candidates(trainer)
-        if self.save_top_k == 0 or self._score_source.is_current(trainer):
+        if not self._weights_are_finite(trainer):
+            self._postponed = False
+            return
+        if self.save_top_k == 0 or is_current:
             self._postponed = False
             self._last_global_step_saved = step
             plan = self._plan_model(trainer, metrics)
@@ -410,7 +487,11 @@ class ModelCheckpoint(MetricMonitor, Checkpoint):
         self._write(trainer, self._with_last(trainer, plan, metrics))
 
     def _refresh_last(self, trainer: Trainer) -> None:
-        self._write(trainer, self._with_last(trainer, Plan(self._records()), self._candidates(trainer)))
+        if self.save_last and not trainer.fit_loop.has_started_window and self._weights_are_finite(trainer):
+            self._write(trainer, self._with_last(trainer, Plan(self._records()), self._candidates(trainer)))
+
+    def _weights_are_finite(self, trainer: Trainer) -> bool:
+        return (self.save_top_k == 0 and not self.save_last) or self._finite_weights.check(trainer)
 
     def _candidates(self, trainer: Trainer, epoch: int | None = None) -> dict[str, Any]:
         """Values that file names and ranking can use."""
@@ -443,7 +524,7 @@ class ModelCheckpoint(MetricMonitor, Checkpoint):
             path = self._unused_path(trainer, metrics, allowed=replaced)
             return Plan(records.with_newest(path), path, obsolete=(replaced,))
         score = torch.as_tensor(metrics[self.monitor]).detach().cpu().clone()  # sync: a checkpoint is due
-        score = worst_score(self.mode) if bool(score.isnan()) else score
+        score = score if bool(score.isfinite()) else worst_score(self.mode)
         if not self.check_monitor_top_k(trainer, score):
             if self.verbose:
                 rank_zero_info(f"{self.monitor} = {score:.5f} is not among the best {self.save_top_k}: not saved.")
@@ -471,11 +552,15 @@ class ModelCheckpoint(MetricMonitor, Checkpoint):
         self._plan = plan  # `state_dict` tells each file what will be true once it is written
         try:
             if plan.model_path:
-                trainer.save_checkpoint(plan.model_path, self.save_weights_only)
+                self._write_file(trainer, plan.model_path)
                 self._publish(trainer, plan.model_path, replace(plan.records, last_model_path=self.last_model_path))
             if plan.last_path:
-                self._write_last(trainer, plan)
-                self._newest_last_step = trainer.global_step
+                step, self._newest_last_step = self._newest_last_step, trainer.global_step
+                try:
+                    self._write_last(trainer, plan)
+                except BaseException:
+                    self._newest_last_step = step
+                    raise
                 self._publish(trainer, plan.last_path, plan.records)
         finally:
             self._plan = None
@@ -483,18 +568,29 @@ class ModelCheckpoint(MetricMonitor, Checkpoint):
             if path not in ("", plan.model_path, plan.last_path):
                 self._remove(trainer, path)
 
+    def _write_file(self, trainer: Trainer, path: str) -> None:
+        try:
+            trainer.save_checkpoint(path, self.save_weights_only)
+        except BaseException:
+            self._claims.release(path)
+            raise
+        if trainer.is_global_zero:  # an IO in the background holds the name until the file is there
+            trainer.strategy.checkpoint_io.publish(partial(self._claims.release, path))
+
     def _write_last(self, trainer: Trainer, plan: Plan) -> None:
-        linked = False
-        if self.save_last == "link" and plan.model_path:
+        if self.save_last == "link" and plan.model_path and self._can_link(trainer):
             if trainer.is_global_zero:
-                try:
-                    atomic_symlink(plan.model_path, plan.last_path)
-                    linked = True
-                except OSError as error:
-                    _warnings.warn(f"`ModelCheckpoint(save_last='link')`: {error} A file is written instead.")
-            linked = trainer.strategy.broadcast(linked)
-        if not linked:
-            trainer.save_checkpoint(plan.last_path, self.save_weights_only)
+                publish = trainer.strategy.checkpoint_io.publish
+                publish(partial(atomic_symlink, plan.model_path, plan.last_path))
+                publish(partial(self._claims.release, plan.last_path))
+            trainer.strategy.barrier("ModelCheckpoint.link")
+        else:
+            self._write_file(trainer, plan.last_path)
+
+    def _can_link(self, trainer: Trainer) -> bool:
+        if self._links_work is None:
+            self._links_work = trainer.strategy.broadcast(can_link(str(self.dirpath)))
+        return self._links_work
 
     def _publish(self, trainer: Trainer, path: str, records: Records) -> None:
         self._own_files.add(path)
@@ -509,15 +605,18 @@ class ModelCheckpoint(MetricMonitor, Checkpoint):
                 logger.after_save_checkpoint(weakref.proxy(self))
 
     def _remove(self, trainer: Trainer, path: str) -> None:
-        if path in self._own_files and self._is_inside_folder(path) and not _is_resumed_from(trainer, path):
+        if path in self._own_files and self._can_be_own(path) and not is_same_file(trainer.ckpt_path, path):
             trainer.strategy.remove_checkpoint(path)
             self._own_files.discard(path)
 
-    def _is_inside_folder(self, path: str) -> bool:
-        folder = str(self.dirpath)
-        if is_local(path):
-            return Path(os.path.abspath(folder)) in Path(os.path.abspath(path)).parents
-        return path.startswith(folder.rstrip("/") + "/")
+    def _forget_missing(self, trainer: Trainer) -> None:
+        """Leave out files that an earlier run deleted after the checkpoint that is gone on from."""
+        owned = sorted(path for path in self._records().owned() if path in self._own_files)
+        missing = {path for path in owned if not self.file_exists(path, trainer)}
+        if missing:
+            rank_zero_info(f"`ModelCheckpoint`: no longer there, so no longer kept: {sorted(missing)}.")
+            self._take(self._records().without(missing, self.mode))
+            self._own_files -= missing
 
     # ---- names
     def format_checkpoint_name(
@@ -563,29 +662,15 @@ class ModelCheckpoint(MetricMonitor, Checkpoint):
         taken: set[str] | frozenset[str] = frozenset(),
     ) -> str:
         def exists(path: str) -> bool:
+            if path in taken or not self._enable_version_counter:
+                return path in taken
             # own files count before they are there: an `AsyncCheckpointIO` may still have to write them
-            is_counted = self._enable_version_counter and (path in self._own_files or self.file_exists(path, trainer))
-            return path in taken or is_counted
+            if path in self._own_files or self.file_exists(path, trainer):
+                return True
+            is_free = trainer.strategy.broadcast(self._claims.claim(path) if trainer.is_global_zero else None)
+            return not is_free
 
         def name(version: int | None) -> str:  # the same on all ranks, also where it holds what each has logged itself
             return trainer.strategy.broadcast(self.format_checkpoint_name(metrics, template, version))
 
         return unused_path(name, exists, self.STARTING_VERSION, allowed)
-
-    def _warn_if_not_empty(self, trainer: Trainer) -> None:
-        folder = str(self.dirpath)
-        resumes_here = trainer.ckpt_path is not None and self._is_inside_folder(str(trainer.ckpt_path))
-        if is_local(folder) and not resumes_here and os.path.isdir(folder) and os.listdir(folder):
-            rank_zero_warn(
-                f"The checkpoint folder {folder!r} exists and is not empty. Its files stay; new ones get other names"
-                " where they would collide."
-            )
-
-
-def _is_resumed_from(trainer: Trainer, path: str) -> bool:
-    if trainer.ckpt_path is None:
-        return False
-    source = str(trainer.ckpt_path)
-    if is_local(source) and is_local(path):
-        return os.path.realpath(source) == os.path.realpath(path)
-    return source == path

@@ -32,12 +32,14 @@ class Interval(LightningEnum):
 class Timer(Callback):
     """Measure the time of each stage, and stop training when a duration is used up.
 
-    The time trained before is kept in checkpoints: a resumed run has what was left.
+    Training then stops after the optimizer step, or inside a validation, which the resumed run repeats. If the run
+    saves checkpoints, `interrupted.ckpt` is written at that point. The time trained before is kept in checkpoints: a
+    resumed run has what was left.
 
     Args:
         duration: Time for training: "DD:HH:MM:SS", a timedelta, or its keyword arguments as a dict; `None` only
             measures.
-        interval: Look at the clock after each batch ("step") or each epoch ("epoch").
+        interval: Look at the clock after each batch, also of validation ("step"), or each epoch ("epoch").
         verbose: Say when the time is up.
 
     Raises:
@@ -69,6 +71,7 @@ class Timer(Callback):
         self._end_time: dict[str, float | None] = dict.fromkeys(_STAGES)
         self._offset = 0.0  # seconds trained before this process
         self._stop_at: float | None = None  # on the clock of `time.monotonic`
+        self._has_said = False
         self._looks_each_step = self._duration is not None and self._interval == Interval.step
 
     # ---- reading
@@ -95,7 +98,10 @@ class Timer(Callback):
     # ---- hooks
     def on_fit_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Do not begin at all if a resumed run has no time left."""
-        self._stop_if_time_is_up(trainer)
+        self._stop_at, self._has_said = None, False
+        if self._duration is not None and trainer.strategy.broadcast(self.time_elapsed("train") >= self._duration):
+            trainer.should_stop = True
+            self._say()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of training."""
@@ -109,16 +115,18 @@ class Timer(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Look at the clock, if that is to be done each step."""
-        if not self._looks_each_step:
-            return
-        # several processes must agree, though their clocks differ
-        if trainer.world_size > 1 or (self._stop_at is not None and time.monotonic() >= self._stop_at):
-            self._stop_if_time_is_up(trainer)
+        if self._looks_each_step and self._stop_at is not None and time.monotonic() >= self._stop_at:
+            self._note_time_is_up(trainer)
+
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Look at the clock inside a validation of training, too, if that is to be done each step."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.on_train_batch_end(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Look at the clock, if that is to be done each epoch."""
-        if self._interval == Interval.epoch:
-            self._stop_if_time_is_up(trainer)
+        if self._interval == Interval.epoch and self._stop_at is not None and time.monotonic() >= self._stop_at:
+            self._note_time_is_up(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of validation, or of the sanity check."""
@@ -158,12 +166,13 @@ class Timer(Callback):
         self._start_time[stage] = time.monotonic()
         self._end_time[stage] = None
 
-    def _stop_if_time_is_up(self, trainer: Trainer) -> None:
-        if self._duration is None:
-            return
-        elapsed = self.time_elapsed("train")
-        if not trainer.strategy.broadcast(elapsed >= self._duration):
-            return
-        trainer.should_stop = True
-        if self._verbose:
-            rank_zero_info(f"Time limit reached: trained for {timedelta(seconds=int(elapsed))}. Training stops.")
+    def _note_time_is_up(self, trainer: Trainer) -> None:
+        """Ask for an end; the loops agree over ranks, whose clocks differ, and save before they stop."""
+        trainer.signals.note_time_is_up()
+        self._say()
+
+    def _say(self) -> None:
+        if self._verbose and not self._has_said:
+            elapsed = timedelta(seconds=int(self.time_elapsed("train")))
+            rank_zero_info(f"Time limit reached: trained for {elapsed}. Training stops.")
+        self._has_said = True

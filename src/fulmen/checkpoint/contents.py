@@ -15,11 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from fulmen.checkpoint.ranks import dump_of_ranks, position_of_rank, rng_of_rank
+from fulmen.checkpoint.run_record import dump_run
 from fulmen.core.hparams import dump_hparams
 from fulmen.utilities.exceptions import MisconfigurationException
 from fulmen.utilities.migration import LAYOUT_VERSION, VERSION_KEY
 from fulmen.utilities.rank_zero import rank_zero_warn
-from fulmen.utilities.seed import collect_rng_states, set_rng_states
+from fulmen.utilities.seed import set_rng_states
 
 if TYPE_CHECKING:
     from fulmen.trainer.trainer import Trainer
@@ -123,7 +125,9 @@ def restore_loops(trainer: Trainer, checkpoint: _Contents) -> None:
         getattr(trainer, name).load_state_dict(state)
     if name != "fit_loop":
         return
-    position = _of_rank(trainer, checkpoint).get("position")
+    if state is None:
+        trainer.fit_loop.begin_anew()
+    position = position_of_rank(trainer, checkpoint.get(OWN_KEY, {}))
     if position is not None:
         trainer.fit_loop.load_position_state(position)
     max_epochs = trainer.max_epochs
@@ -282,28 +286,7 @@ def _restore_datamodule(trainer: Trainer, checkpoint: _Contents) -> None:
 
 
 def _dump_position(trainer: Trainer) -> _Contents:
-    own = {"rng": collect_rng_states(), "position": trainer.fit_loop.position_state()}
-    # without a position there is nothing to go on with exactly; the workers of `ddp_spawn` are gone after their run
-    if trainer.world_size == 1 or not own["position"]:
-        return {OWN_KEY: own}
-    first, *others = trainer.strategy.gather_objects(own)
-    return {OWN_KEY: {**first, "other_ranks": others}}
-
-
-def _of_rank(trainer: Trainer, checkpoint: _Contents) -> dict[str, Any]:
-    """Return what a checkpoint has of this rank alone: random state, position, unfinished metrics."""
-    own: dict[str, Any] = checkpoint.get(OWN_KEY, {})
-    others = own.get("other_ranks", [])
-    if trainer.world_size != len(others) + 1:
-        if own.get("position"):
-            rank_zero_warn(
-                f"The checkpoint was written by {len(others) + 1} process(es), and {trainer.world_size} go on with it."
-                " Random numbers and the position within an epoch are those of rank 0 on all of them, so an epoch that"
-                " was interrupted in its middle does not go on exactly. Resume with as many processes for that."
-            )
-        return own
-    rank = trainer.global_rank
-    return own if rank == 0 else others[rank - 1]
+    return {OWN_KEY: dump_of_ranks(trainer)}
 
 
 def restore_rng(trainer: Trainer, checkpoint: _Contents) -> None:
@@ -313,9 +296,13 @@ def restore_rng(trainer: Trainer, checkpoint: _Contents) -> None:
         trainer: The Trainer of the run.
         checkpoint: A migrated checkpoint; one that Lightning wrote has no random state, and nothing happens.
     """
-    states = _of_rank(trainer, checkpoint).get("rng")
+    states = rng_of_rank(trainer, checkpoint.get(OWN_KEY, {}))
     if states is not None:
         set_rng_states(states)
+
+
+def _dump_run(trainer: Trainer) -> _Contents:
+    return {OWN_KEY: dump_run(trainer)}
 
 
 # ---- the list
@@ -345,4 +332,5 @@ SECTIONS = (
     Section(_dump_hparams, None, is_weights=True),  # read by `load_from_checkpoint`; a living object keeps its own
     Section(_dump_datamodule, _restore_datamodule, is_weights=True),
     Section(_dump_position, restore_rng),  # `restore_loops` takes the position back
+    Section(_dump_run, None),  # `run_record` gives it to the loggers
 )

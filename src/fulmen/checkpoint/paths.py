@@ -1,25 +1,24 @@
-"""Which file `ckpt_path` means: a path, `"best"`, `"last"`, `"hpc"`, or none."""
+"""Which file `ckpt_path` means: a path, `"best"`, `"last"`, `"auto"`, `"hpc"`, or none."""
 
 from __future__ import annotations
 
-import glob
 import os
+import pickle
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fulmen.checkpoint.auto import newest_of_run
+from fulmen.checkpoint.search import INTERRUPTED_NAME, files_of, hpc_files, hpc_number, modified, on_exception_file
 from fulmen.utilities.exceptions import DamagedFileError
-from fulmen.utilities.files import get_filesystem, is_local, local_path, verify_file
+from fulmen.utilities.files import is_local, load_file, local_path, verify_file
 from fulmen.utilities.rank_zero import rank_zero_warn
 
 if TYPE_CHECKING:
     from fulmen.trainer.trainer import Trainer
 
 __all__ = ["INTERRUPTED_NAME", "newest_hpc_checkpoint", "newest_whole_checkpoint", "next_hpc_path", "resolve_ckpt_path"]
-
-INTERRUPTED_NAME = "interrupted.ckpt"  # saved when a signal or the time limit ends training
-_HPC_NAME = re.compile(r"hpc_ckpt_(\d+)\.ckpt")
 
 
 def resolve_ckpt_path(
@@ -34,7 +33,8 @@ def resolve_ckpt_path(
 
     Args:
         trainer: The Trainer of the run.
-        ckpt_path: The argument of `fit`, `validate`, `test` or `predict`.
+        ckpt_path: The argument of `fit`, `validate`, `test` or `predict`. A file that is called like one of the words
+            needs a folder in front: `"./auto"`.
         fn: The name of that method.
         model_provided: Whether the user passed a model; without one, the best checkpoint of the last fit is meant.
         set_by_user: What the user assigned to `trainer.ckpt_path`, if anything.
@@ -60,6 +60,8 @@ def resolve_ckpt_path(
         return _best(trainer, fn)
     if ckpt_path == "last":
         return _last(trainer, fn)
+    if ckpt_path == "auto":
+        return _auto(trainer, fn)
     if ckpt_path == "hpc":
         return _hpc(trainer, fn)
     return _existing(os.fspath(ckpt_path))
@@ -68,7 +70,7 @@ def resolve_ckpt_path(
 def _default(trainer: Trainer, *, fn: str, model_provided: bool) -> str | None:
     if fn == "fit":
         # a run that broke down goes on by itself, that is what the callback is for; the first run finds nothing
-        breakdowns = not trainer.fast_dev_run and any(_on_exception_file(callback) for callback in trainer.callbacks)
+        breakdowns = not trainer.fast_dev_run and any(on_exception_file(callback) for callback in trainer.callbacks)
         return _newest_whole(list(_last_files(trainer))) if breakdowns else None
     if model_provided:
         return None
@@ -136,32 +138,29 @@ def _last(trainer: Trainer, fn: str) -> str | None:
     return path
 
 
+def _auto(trainer: Trainer, fn: str) -> str | None:
+    path = newest_of_run(trainer, fn=fn)
+    if path is None and fn != "fit":
+        rank_zero_warn(
+            f'.{fn}(ckpt_path="auto") is set, but there is no checkpoint of this run. The weights in memory are used.'
+        )
+    return path
+
+
 def _last_files(trainer: Trainer) -> Iterator[str]:
     for saver in trainer.checkpoint_callbacks:
         prefix: str | None = getattr(saver, "CHECKPOINT_NAME_LAST", None)
         folder: str | None = getattr(saver, "dirpath", None)
+        if folder is not None:
+            yield from files_of(folder, INTERRUPTED_NAME)
         if prefix is not None and folder is not None:
             # the name can be a template, as in "{epoch}-last"
             fixed = re.sub(r"\{.*?\}", "*", prefix)
-            yield from _files(folder, f"{fixed}*{getattr(saver, 'FILE_EXTENSION', '.ckpt')}")
+            yield from files_of(folder, f"{fixed}*{getattr(saver, 'FILE_EXTENSION', '.ckpt')}")
     for callback in trainer.callbacks:
-        path = _on_exception_file(callback)
+        path = on_exception_file(callback)
         if path is not None:
             yield path
-
-
-def _on_exception_file(callback: object) -> str | None:
-    """The file of an `OnExceptionCheckpoint`, if it is there."""
-    path = getattr(callback, "ckpt_path", None)
-    if isinstance(path, str) and get_filesystem(path).exists(path):
-        return path
-    return None
-
-
-def _files(folder: str, pattern: str) -> list[str]:
-    filesystem = get_filesystem(folder)
-    found = filesystem.glob(f"{glob.escape(str(folder).rstrip('/'))}/{pattern}")
-    return [path if is_local(folder) else filesystem.unstrip_protocol(path) for path in found]
 
 
 def _newest_whole(paths: list[str]) -> str | None:
@@ -173,7 +172,7 @@ def _newest_whole(paths: list[str]) -> str | None:
                 _warn_about_damage(damaged, path)
             return path
         damaged.append(path)
-    beside = {other for path in damaged for other in _files(os.path.dirname(path), "*.ckpt")}
+    beside = {other for path in damaged for other in files_of(os.path.dirname(path), "*.ckpt")}
     for path in _newest_first(list(beside - set(damaged))):
         if _is_whole(path):
             _warn_about_damage(damaged, path)
@@ -187,23 +186,21 @@ def _newest_whole(paths: list[str]) -> str | None:
 
 
 def _newest_first(paths: list[str]) -> list[str]:
-    return sorted(paths, key=lambda path: (_modified(path), path), reverse=True)
-
-
-def _modified(path: str) -> float:
-    if is_local(path):
-        return os.lstat(local_path(path)).st_mtime  # of a link itself, which may lead nowhere
-    filesystem = get_filesystem(path)
-    return float(filesystem.modified(path).timestamp())
+    return sorted(paths, key=lambda path: (modified(path), path), reverse=True)
 
 
 def _is_whole(path: str) -> bool:
-    if not is_local(path) or os.path.isdir(local_path(path)):
-        return True  # loading finds out; a sharded checkpoint is a folder
+    if is_local(path) and os.path.isdir(local_path(path)):
+        return True  # a sharded checkpoint
     try:
-        verify_file(path)
+        if is_local(path):
+            verify_file(path)
+        else:
+            load_file(path, map_location="cpu", weights_only=True)  # the only way to know
     except (DamagedFileError, FileNotFoundError):  # a link can lead nowhere
         return False
+    except pickle.UnpicklingError:  # whole, with objects in it that loading it for good may allow
+        return True
     return True
 
 
@@ -223,17 +220,13 @@ def newest_hpc_checkpoint(folder: str) -> str | None:
     Returns:
         Its path; `None` if there is none.
     """
-    if not get_filesystem(folder).exists(str(folder)):
-        return None
-    numbered = [(int(match.group(1)), path) for path in _files(folder, "*.ckpt") if (match := _hpc_match(path))]
-    return max(numbered)[1] if numbered else None
+    return max(hpc_files(folder), key=hpc_number, default=None)
 
 
 def next_hpc_path(folder: str) -> str:
     """Return the path of the next `hpc_ckpt_N.ckpt` to be saved in `folder`."""
     newest = newest_hpc_checkpoint(folder)
-    match = None if newest is None else _hpc_match(newest)
-    number = 1 if match is None else int(match.group(1)) + 1
+    number = 1 if newest is None else hpc_number(newest) + 1
     return f"{str(folder).rstrip('/')}/hpc_ckpt_{number}.ckpt"
 
 
@@ -244,12 +237,8 @@ def newest_whole_checkpoint(paths: list[str], folders: list[str]) -> str | None:
         paths: Files to choose from.
         folders: Folders, each `*.ckpt` in which is one to choose from.
     """
-    candidates = {*paths, *(path for folder in folders for path in _files(folder, "*.ckpt"))}
+    candidates = {*paths, *(path for folder in folders for path in files_of(folder, "*.ckpt"))}
     return _newest_whole(list(candidates))
-
-
-def _hpc_match(path: str) -> re.Match[str] | None:
-    return _HPC_NAME.fullmatch(path.rpartition("/")[2])
 
 
 def _hpc(trainer: Trainer, fn: str) -> str:

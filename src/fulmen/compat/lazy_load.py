@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fulmen.utilities.plain_data import explain_refusal
 from fulmen.utilities.tree import apply_to_collection
 from fulmen.utilities.types import _PATH
 
@@ -20,19 +22,23 @@ def lazy_load(filename: _PATH) -> Any:
     The tensors are mapped into memory, on the CPU: usable at once, and the file must stay as it is while they are used.
 
     Args:
-        filename: A local file of `torch.save`. It may contain any object, so it must come from a source you trust.
+        filename: A local file of `torch.save`, with tensors and plain data only.
 
     Returns:
         Its content.
 
     Raises:
         FileNotFoundError: There is no such file.
+        pickle.UnpicklingError: It holds something else, which could run code.
     """
     if not Path(filename).is_file():
         raise FileNotFoundError(
             f"The path {str(filename)!r} does not exist or is not a file, so there is nothing to load. Check the name."
         )
-    return torch.load(filename, map_location="cpu", mmap=True, weights_only=False)
+    try:
+        return torch.load(filename, map_location="cpu", mmap=True, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise explain_refusal(error, filename) from error
 
 
 def materialize(collection: Any) -> Any:

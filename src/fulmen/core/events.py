@@ -53,7 +53,7 @@ class Receiver(Enum):
     DATAMODULE = "datamodule"
     CALLBACKS = "callbacks"
     MODULE = "module"
-    MONITORS = "monitors"  # EarlyStopping and Checkpoint callbacks, told last so that they see all metrics
+    MONITORS = "monitors"  # EarlyStopping and Checkpoint callbacks, told last: they see all metrics and save all state
     STRATEGY = "strategy"
 
 
@@ -74,6 +74,7 @@ DATAMODULE, CALLBACKS, MODULE = Receiver.DATAMODULE, Receiver.CALLBACKS, Receive
 MONITORS, STRATEGY = Receiver.MONITORS, Receiver.STRATEGY
 _ALL = (CALLBACKS, MODULE, STRATEGY)
 _BOTH = (CALLBACKS, MODULE)
+_MONITORED = (CALLBACKS, MODULE, MONITORS)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def _evaluation(stage: str) -> tuple[Event, ...]:
         Event(f"on_{stage}_batch_start", _BOTH, log=batch),
         Event(f"on_{stage}_batch_end", _BOTH, log=batch),
         Event(f"on_{stage}_epoch_end", _BOTH, log=epoch),
-        Event(f"on_{stage}_end", _ALL),
+        Event(f"on_{stage}_end", (*_MONITORED, STRATEGY)),
     )
 
 
@@ -109,9 +110,9 @@ EVENTS: tuple[Event, ...] = (
     Event("on_before_backward", _BOTH, log=PER_STEP),
     Event("on_after_backward", _BOTH, log=PER_STEP),
     Event("on_before_optimizer_step", _BOTH, log=PER_STEP),
-    Event("on_train_batch_end", _BOTH, log=PER_STEP),
+    Event("on_train_batch_end", _MONITORED, log=PER_STEP),
     *_evaluation("validation"),
-    Event("on_train_epoch_end", (CALLBACKS, MODULE, MONITORS), log=PER_EPOCH),
+    Event("on_train_epoch_end", _MONITORED, log=PER_EPOCH),
     Event("on_train_end", _ALL),
     Event("on_fit_end", _BOTH),
     *_evaluation("test"),

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fulmen.data.prefetch import TrainBatches as TrainBatches
     from fulmen.data.rebuild import rebuild as rebuild
     from fulmen.data.rebuild import recording_dataloader_arguments as recording_dataloader_arguments
+    from fulmen.data.resumable import ResumableLoader as ResumableLoader
     from fulmen.data.sampler import DistributedSamplerWrapper as DistributedSamplerWrapper
     from fulmen.data.sampler import IndexRecordingBatchSampler as IndexRecordingBatchSampler
     from fulmen.data.sampler import UnrepeatedDistributedSampler as UnrepeatedDistributedSampler
@@ -30,6 +31,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "IndexRecordingBatchSampler": "fulmen.data.sampler",
         "LoaderPosition": "fulmen.data.position",
         "Ranks": "fulmen.data.shard",
+        "ResumableLoader": "fulmen.data.resumable",
         "Shard": "fulmen.data.shard",
         "TrainBatches": "fulmen.data.prefetch",
         "UnrepeatedDistributedSampler": "fulmen.data.sampler",

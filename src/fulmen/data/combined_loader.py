@@ -3,19 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice, zip_longest
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from math import inf
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 from fulmen.data.nesting import take_apart
+from fulmen.data.worker_watch import open_watched
 from fulmen.utilities.data import sized_len
 from fulmen.utilities.rank_zero import rank_zero_warn
 
-__all__ = ["CombinedLoader", "length_of", "shut_down_workers"]
+__all__ = ["CombinedLoader", "Rows", "length_of", "shut_down_workers"]
 
 _END = object()
+
+
+@dataclass(slots=True)
+class Rows:
+    """How the passes of several loaders lie beside each other: batches that come together are a row.
+
+    Attributes:
+        open: Opens the loader with this index, for the first time or again, to give its next batch in this row.
+        num_loaders: Number of loaders.
+        row: Index of the row that comes next.
+        first_rows: For each loader, the row at which its current pass began.
+        has_ended: For each loader, whether it ended and was started again (`"max_size_cycle"`).
+        ended_at: For each loader, the row that it had no batch for (`"max_size"`); `None` while it goes on.
+        is_exhausted: For each loader, whether its current pass has no batch left, so that it is not opened for it.
+    """
+
+    open: Callable[[int, int], Iterator[Any]]
+    num_loaders: int
+    row: int = 0
+    first_rows: list[int] = field(default_factory=list)
+    has_ended: list[bool] = field(default_factory=list)
+    ended_at: list[int | None] = field(default_factory=list)
+    is_exhausted: list[bool] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Fill in what a new pass begins with."""
+        self.first_rows = self.first_rows or [0] * self.num_loaders
+        self.has_ended = self.has_ended or [False] * self.num_loaders
+        self.ended_at = self.ended_at or [None] * self.num_loaders
+        self.is_exhausted = self.is_exhausted or [False] * self.num_loaders
+
+    def open_all(self) -> list[Iterator[Any]]:
+        """Open all loaders but those that have nothing to give."""
+        return [
+            iter(()) if is_exhausted else self.open(i, self.row) for i, is_exhausted in enumerate(self.is_exhausted)
+        ]
 
 
 class CombinedLoader(Iterable[tuple[Any, int, int]]):
@@ -155,25 +194,28 @@ class CombinedLoader(Iterable[tuple[Any, int, int]]):
             )
         return next(self._iterator)
 
-    def opened(
-        self, limits: list[int | float], *, before_restart: Callable[[int], object] | None = None
-    ) -> Iterator[tuple[Any, int, int]]:
+    def opened(self, limits: list[int | float], *, going_on: Rows | None = None) -> Iterator[tuple[Any, int, int]]:
         """Return an independent iterator of `(batch, batch_idx, dataloader_idx)` with limits of its own.
 
         Args:
             limits: The most batches that are taken from each loader.
-            before_restart: Called with the index of a loader that is about to start again (`"max_size_cycle"`).
+            going_on: Where the loaders stand, and how to open them; default: at the start, by `iter()`. It is kept up
+                to date. Not for the mode `"sequential"`.
         """
         if self.mode == "sequential":
             return _one_after_the_other(self._flattened, limits)
-        iterators = [_start(loader, limit) for loader, limit in zip(self._flattened, limits, strict=True)]
+        rows = going_on or Rows(partial(self._open, limits), len(self._flattened))
+        iterators = rows.open_all()
         if self.mode == "min_size":
             return self._numbered(zip(*iterators))  # noqa: B905 - ends with the shortest
         if self.mode == "max_size":
-            return self._numbered(zip_longest(*iterators))
-        rows = _cycled(self._flattened, limits, iterators, before_restart)
+            return self._numbered(_longest(iterators, rows))
         most = max(limits)  # all loaders have ended by then: do not start those that ended before once more
-        return self._numbered(rows if most == inf else islice(rows, int(most)))
+        cycled = _cycled(self._flattened, iterators, rows)
+        return self._numbered(cycled if most == inf else islice(cycled, max(0, int(most) - rows.row)))
+
+    def _open(self, limits: list[int | float], index: int, row: int) -> Iterator[Any]:
+        return _start(self._flattened[index], limits[index])
 
     def _numbered(self, rows: Iterable[Any]) -> Iterator[tuple[Any, int, int]]:
         if self._nesting is None:
@@ -218,8 +260,8 @@ def shut_down_workers(loader: Any) -> None:
 def _start(loader: Any, limit: int | float) -> Iterator[Any]:
     """An iterator that ends at the limit without asking the loader for one batch more."""
     if limit == inf:
-        return iter(loader)
-    return islice(loader, int(limit)) if limit > 0 else iter(())
+        return open_watched(loader)
+    return islice(open_watched(loader), int(limit)) if limit > 0 else iter(())
 
 
 def _one_after_the_other(loaders: list[Any], limits: list[int | float]) -> Iterator[tuple[Any, int, int]]:
@@ -228,31 +270,40 @@ def _one_after_the_other(loaders: list[Any], limits: list[int | float]) -> Itera
             yield batch, batch_idx, dataloader_idx
 
 
-def _cycled(
-    loaders: list[Any],
-    limits: list[int | float],
-    iterators: list[Iterator[Any]],
-    before_restart: Callable[[int], object] | None,
-) -> Iterator[list[Any]]:
+def _longest(iterators: list[Iterator[Any]], rows: Rows) -> Iterator[list[Any]]:
+    """Rows of batches until every loader ended; `None` stands for the batch of one that ended before."""
+    ended_at = rows.ended_at
+    while True:
+        row = []
+        for i, iterator in enumerate(iterators):
+            batch = _END if ended_at[i] is not None else next(iterator, _END)
+            if batch is _END and ended_at[i] is None:
+                ended_at[i] = rows.row
+            row.append(None if batch is _END else batch)
+        if None not in ended_at:
+            return
+        rows.row += 1
+        yield row
+
+
+def _cycled(loaders: list[Any], iterators: list[Iterator[Any]], rows: Rows) -> Iterator[list[Any]]:
     """Rows of batches until every loader ended at least once; loaders that end before are started again."""
-    never_ended = set(range(len(loaders)))
     while True:
         row = []
         for i, loader in enumerate(loaders):
             batch = next(iterators[i], _END)
             if batch is _END:
-                never_ended.discard(i)
-                if not never_ended:
+                if all(ended or j == i for j, ended in enumerate(rows.has_ended)):
                     return
-                if before_restart is not None:
-                    before_restart(i)
                 iterators[i] = iter(())  # lets go of the old workers before there are new ones
-                iterators[i] = _start(loader, limits[i])
+                iterators[i] = rows.open(i, rows.row)
+                rows.first_rows[i], rows.has_ended[i] = rows.row, True
                 batch = next(iterators[i], _END)
             if batch is _END:
                 _warn_cannot_start_again(i, loader)
                 return
             row.append(batch)
+        rows.row += 1
         yield row
 
 

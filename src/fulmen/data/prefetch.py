@@ -9,23 +9,18 @@ from dataclasses import replace
 from itertools import count, islice
 from math import inf
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
-from fulmen.data.combined_loader import CombinedLoader, length_of
-from fulmen.data.position import (
-    LoaderPosition,
-    generator_states,
-    has_live_workers,
-    is_stateful,
-    plain_rng_states,
-    raw_rng_states,
-    set_generator_states,
-    start_workers,
-)
+from fulmen.data.combined_loader import CombinedLoader, Rows, length_of
+from fulmen.data.old_position import begin_old_position, restore_old_generators
+from fulmen.data.position import LoaderPosition, is_stateful
+from fulmen.data.redivide import Opening, global_batch_size, redivided
+from fulmen.data.resumable import ResumableLoader
+from fulmen.data.rng import plain_rng_states, raw_rng_states, set_raw_rng_states
 from fulmen.data.sampler import LastBatch, set_sampler_epoch
 from fulmen.data.shard import Ranks, Shard, agree_on_order, order_of
 from fulmen.utilities.rank_zero import rank_zero_warn
-from fulmen.utilities.seed import isolate_rng, set_rng_states
+from fulmen.utilities.seed import set_rng_states
 
 __all__ = ["EvalBatches", "TrainBatches", "WrapNext"]
 
@@ -36,6 +31,21 @@ _END = object()
 _NOT_FETCHED = object()
 
 _Opened = tuple[Iterator[Any], int, Any]  # the batches to come, the index of the first of them, one fetched before
+_Randomness = tuple[int, tuple[Any, ...], list[list[Any]]]  # before a batch: of this process, of each dataset
+_EarlierPass = tuple[int, bool, dict[int, dict[str, Any]]]  # first row, if it had ended before, last positions
+
+
+class _Pass(NamedTuple):
+    """The position of one loader and how its pass lies beside those of the others; see `Rows`."""
+
+    state: dict[str, Any]
+    first_rows: int = 0
+    has_ended: bool = False
+    ended_at: int | None = None
+    is_exhausted: bool = False
+
+
+_ROWS_NAMES = _Pass._fields[1:]
 
 
 class TrainBatches:
@@ -56,6 +66,10 @@ class TrainBatches:
         num_batches: The most batches of an epoch, `inf` if it is not known.
         is_sized: Every loader has a length, so nothing is read ahead.
         ended_early: The last epoch ended before the length that its loader had announced: no batch was `is_last`.
+        num_behind: The most batches that were handed out and that a position may not count. Read at the start of an
+            epoch.
+        notes_requests: Keep the random numbers with which each batch was asked for, so that a position is exact that
+            does not count it although it was handed out. Takes about 50 us per batch. Read at the start of an epoch.
 
     Example::
 
@@ -79,27 +93,29 @@ class TrainBatches:
         self._wrap_next = wrap_next
         self._ranks = _several(ranks)
         self._is_fetched_by_workers = all(getattr(each, "num_workers", 0) > 0 for each in loader.flattened)
+        # parts
         self._stateful = [each for each in loader.flattened if is_stateful(each)]
-        # With a loader that starts again or ends before the others, states alone do not tell where the whole stands.
-        self._is_resumed_by_states = len(self._stateful) == len(loader.flattened) and (
-            loader.is_single or loader.mode == "min_size"
-        )
+        self._resumables = self._new_resumables()
         # state
         self.ended_early = False
+        self.num_behind = 1
+        self.notes_requests = False
         self._has_warned_uneven = False
         self._epoch = 0
         self._position = LoaderPosition()
-        self._raw_rng_before_ahead: tuple[Any, ...] | None = None
-        self._raw_restarts: dict[int, tuple[int, tuple[Any, ...]]] = {}
-        self._num_restarts: dict[int, int] = {}
-        self._states_before_ahead: list[Any] | None = None
+        self._rows: Rows | None = None
+        self._earlier_passes: list[deque[_EarlierPass]] = []
+        self._before_ahead: deque[_Randomness] = deque(maxlen=2)
+        self._requests: deque[_Randomness] = deque(maxlen=1)
         self._running: weakref.ref[Generator[tuple[Any, int, bool], None, None]] | None = None
         # state between loading a position and reaching it
-        self._is_restored = False
-        self._are_states_restored = False
-        self._live_workers: list[bool] = []
-        self._restarts_to_repeat: dict[int, tuple[int, dict[str, Any]]] | None = None  # None: not replaying
+        self._to_reach: dict[str, Any] | None = None
+        self._opening = Opening()
+        self._states: list[Any] = []
         self._opened: _Opened | None = None
+
+    def _new_resumables(self) -> list[ResumableLoader]:
+        return [ResumableLoader(each, is_read_ahead=not self.is_sized) for each in self.loader.flattened]
 
     # ---- the last batch on several ranks
 
@@ -123,7 +139,8 @@ class TrainBatches:
     def _last_batches(self) -> list[LastBatch | None]:
         """For each loader, what its sampler knows about the last batch of the epoch."""
         return [
-            _sampler_that_knows(each) if length_of(each) == self.num_batches else None for each in self.loader.flattened
+            _sampler_that_knows(each) if length_of(each) + self._opening.batch == self.num_batches else None
+            for each in self.loader.flattened
         ]
 
     # ---- epochs
@@ -134,18 +151,19 @@ class TrainBatches:
         Args:
             epoch: Number of the epoch, from 0.
         """
+        if epoch != self._epoch:
+            self._opening.forget(self.loader)
         self._epoch = epoch
         for loader in self.loader.flattened:
             set_sampler_epoch(loader, epoch)
 
     def set_start(self, batch_idx: int) -> None:
-        """Begin the next pass with this batch; those before it are fetched and dropped.
+        """Begin the next pass with this batch, where no more is known about the position.
 
         Args:
             batch_idx: Index of the first batch to yield.
         """
-        self._position = replace(self._position.at(batch_idx), epoch=self._epoch)
-        self._is_restored = True
+        self._to_reach = {"position": LoaderPosition(self._epoch, batch_idx).state_dict()}
         self._opened = None
 
     def __iter__(self) -> Generator[tuple[Any, int, bool], None, None]:
@@ -154,6 +172,7 @@ class TrainBatches:
         source, first, ahead = self._opened or self._open_new_epoch()
         self._opened = None
         self.ended_early = False
+        self._requests = deque(maxlen=self.num_behind)
         if self._wrap_next is not None:
             source = _calls_until_stop(self._wrap_next(source.__next__))
         running = self._sized(source, first) if self.is_sized else self._one_ahead(source, first, ahead)
@@ -164,10 +183,15 @@ class TrainBatches:
         position = self._position
         last = int(self.num_batches) - 1
         batch_idx = first - 1
+        notes = self.notes_requests
+        if notes:
+            self._requests.append(self._randomness(first))
         # The range comes first: when it ends, `zip` does not fetch another batch.
         for batch_idx, batch in zip(range(first, last + 1), source):  # noqa: B905
             position.batches = batch_idx + 1
             yield batch, batch_idx, batch_idx == last
+            if notes:
+                self._requests.append(self._randomness(batch_idx + 1))
         self.ended_early = batch_idx < last
 
     def _one_ahead(
@@ -178,12 +202,15 @@ class TrainBatches:
             return
         position = self._position
         together = self._ranks is not None
+        notes = self.notes_requests
         if batch is _NOT_FETCHED:
-            batch = next(source, _END)
+            batch = self._fetch_ahead(source, batch_idx)
             if together:
                 batch = self._agreed(batch, batch_idx)
         while batch is not _END:
-            following = self._fetch_ahead(source) if batch_idx < last else _END
+            if notes:
+                self._requests.append(self._randomness(batch_idx))
+            following = self._fetch_ahead(source, batch_idx + 1) if batch_idx < last else _END
             if together and batch_idx < last:
                 following = self._agreed(following, batch_idx + 1)
             position.batches = batch_idx + 1
@@ -193,20 +220,20 @@ class TrainBatches:
             batch = following
             batch_idx += 1
 
-    def _fetch_ahead(self, source: Iterator[Any]) -> Any:
+    def _fetch_ahead(self, source: Iterator[Any], batch_idx: int) -> Any:
         """Fetch a batch and keep what is needed to fetch it again: a checkpoint may be written before it is used."""
-        rng = None if self._is_fetched_by_workers else raw_rng_states()
-        states = [each.state_dict() for each in self._stateful] if self._is_resumed_by_states else None
-        batch = next(source, _END)
-        self._raw_rng_before_ahead, self._states_before_ahead = rng, states
-        return batch
+        if not self._is_fetched_by_workers:
+            self._before_ahead.append(self._randomness(batch_idx))
+        return next(source, _END)
+
+    def _randomness(self, batch_idx: int) -> _Randomness:
+        return batch_idx, raw_rng_states(), [each.own_states() for each in self._resumables]
 
     def _agreed(self, batch: Any, batch_idx: int) -> Any:
         """The batch if all ranks have one, so that they end together."""
         ranks, has_one = self._ranks, batch is not _END
         if ranks is None or ranks.agree([int(has_one)], "min")[0]:
             return batch
-        self._position.drawn_before += has_one  # it is lost
         if not self._has_warned_uneven:
             have = ranks.gather_objects(has_one)
             if any(have):
@@ -215,34 +242,48 @@ class TrainBatches:
         return _END
 
     def _open_new_epoch(self) -> _Opened:
-        self._raw_rng_before_ahead, self._states_before_ahead = None, None
-        self._num_restarts, self._raw_restarts = {}, {}
-        states = [] if self._is_resumed_by_states else [each.state_dict() for each in self._stateful]
-        self._position.start(self._epoch, self.loader.flattened, states=states)
+        self._position = LoaderPosition(self._epoch)
+        self._forget_earlier()
         return self._source(), 0, _NOT_FETCHED
 
-    def _source(self) -> Iterator[Any]:
+    def _forget_earlier(self) -> None:
+        self._before_ahead = deque(maxlen=self.num_behind + 1)
+        self._earlier_passes = [deque(maxlen=self.num_behind + 1) for _ in self._resumables]
+        for each in self._resumables:
+            each.num_behind = self.num_behind + (not self.is_sized)
+
+    def _source(self, rows: dict[str, Any] | None = None, *, row: int = 0) -> Iterator[Any]:
+        """Open the loaders: at the start of an epoch, or at the positions that they have loaded."""
         loader = self.loader
         if self._ranks is not None:
             for each in loader.flattened:
                 agree_on_order(each, self._ranks)
         if loader.is_single:
-            return iter(loader.flattened[0])
-        limits = loader.limits or [inf] * len(loader.flattened)
-        return map(itemgetter(0), loader.opened(limits, before_restart=self._before_restart))
+            self._rows = None
+            return self._resumables[0].open()
+        self._rows = Rows(self._open, len(self._resumables), row, **(rows or {}))
+        return map(itemgetter(0), loader.opened(self._limits(), going_on=self._rows))
 
-    def _before_restart(self, index: int) -> None:
-        """Keep the generators of this process: a shuffled loader takes its new order from them."""
-        if self._ranks is not None:  # without lengths, ranks may come here after different numbers of batches
-            agree_on_order(self.loader.flattened[index], self._ranks, may_talk=self.is_sized)
-        number = self._num_restarts.get(index, 0) + 1
-        self._num_restarts[index] = number
-        if self._restarts_to_repeat is None:
-            self._raw_restarts[index] = number, raw_rng_states()
-            return
-        last_number, rng = self._restarts_to_repeat.get(index, (0, {}))
-        if number == last_number:
-            set_rng_states(rng)
+    def _limits(self) -> list[int | float]:
+        return self.loader.limits or [inf] * len(self._resumables)
+
+    def _open(self, index: int, row: int) -> Iterator[Any]:
+        """Open one of several loaders for its first pass of the epoch, to go on, or again because it has ended."""
+        rows, resumable = self._rows, self._resumables[index]
+        if rows is None:
+            raise RuntimeError("Loaders are opened one by one only if there are several of them.")
+        consumed = 0
+        if resumable.is_going_on:
+            consumed = row - rows.first_rows[index]
+        elif row > 0:
+            self._keep_earlier_pass(index, row)
+            self._opening.forget(self.loader, index)
+            if self._ranks is not None:  # without lengths, ranks may come here after different numbers of batches
+                agree_on_order(resumable.loader, self._ranks, may_talk=self.is_sized)
+        limit = self._limits()[index]
+        if limit == inf:
+            return resumable.open()
+        return islice(resumable.open(), int(limit) - consumed) if limit > 0 else iter(())
 
     def close(self) -> None:
         """End the iteration and shut down the workers of all loaders."""
@@ -256,28 +297,69 @@ class TrainBatches:
 
     # ---- going on inside an epoch
 
-    def state_dict(self, batches: int | None = None) -> dict[str, Any]:
+    def state_dict(self, batches: int | None = None, *, is_over: bool = False) -> dict[str, Any]:
         """Return where the loaders stand, as plain data.
 
         Args:
             batches: Number of batches of this epoch that count as consumed, default those that were handed out.
+            is_over: The epoch is over, although there might be more batches.
         """
-        position = self._position
-        if position.is_ahead and self._raw_rng_before_ahead is not None:
-            position = replace(position, rng_before_ahead=plain_rng_states(self._raw_rng_before_ahead))
-        restarts = {i: (number, plain_rng_states(raw)) for i, (number, raw) in self._raw_restarts.items()}
-        position = replace(position, restarts=position.restarts | restarts)
-        if batches is not None:
-            position = position.at(batches)
+        if self._to_reach is not None:  # nothing was opened since
+            return self._to_reach
+        if batches is None:
+            batches = self._position.batches
+        is_over = is_over or self._is_over(self._position, batches)
+        position = replace(self._position, batches=batches, is_over=is_over)
+        position.rng_before_ahead, position.own_before_ahead = _of_batch(self._before_ahead, batches, is_over)
+        position.is_ahead = position.rng_before_ahead is not None
+        passes = [self._pass_of(i, batches, is_over=is_over) for i in range(len(self._resumables))]
+        position.loaders = [each.state for each in passes]
+        if self._rows is not None and not is_over:
+            position.rows = {name: [getattr(each, name) for each in passes] for name in _ROWS_NAMES}
+        rng_at_request, own_at_request = _of_batch(self._requests, batches, is_over)
         loaders = self.loader.flattened
         return {
             "position": position.state_dict(),
-            "generators": generator_states(loaders),
-            "live_workers": has_live_workers(loaders),
+            # The random numbers with which the loop asks for the next batch, if it has done that already.
+            "rng_at_request": rng_at_request,
+            "own_at_request": own_at_request,
             # For a run on another number of ranks: `batches` of the position are those of one rank.
             "num_replicas": self._num_replicas(),
-            "batch_size": [_global_batch_size(each) for each in loaders],
+            "batch_size": [global_batch_size(each) for each in loaders],
+            "num_batches": self.num_batches,
+            "opening": self._opening.state_dict(),
         }
+
+    def _keep_earlier_pass(self, index: int, row: int) -> None:
+        """Keep the end of the pass of a loader that starts again: the batches of this row may not count as consumed."""
+        rows, resumable = self._rows, self._resumables[index]
+        if rows is None or resumable.is_loaded:
+            return
+        first_row = rows.first_rows[index]
+        end = row - first_row
+        states = {i: resumable.state_dict(i) for i in range(max(0, end - resumable.num_behind), end)}
+        states[end] = resumable.state_dict(end, is_over=True)
+        self._earlier_passes[index].append((first_row, rows.has_ended[index], states))
+
+    def _pass_of(self, index: int, batches: int, *, is_over: bool) -> _Pass:
+        """Where a loader stands that is going to be asked for its batch of the row with this index."""
+        resumable, rows = self._resumables[index], self._rows
+        if rows is None or is_over:
+            return _Pass(resumable.state_dict(batches - self._opening.batch, is_over=is_over))
+        first_row, has_ended, states = rows.first_rows[index], rows.has_ended[index], None
+        for earlier in reversed(self._earlier_passes[index]):
+            if first_row < batches:
+                break
+            first_row, has_ended, states = earlier
+        ended_at, consumed = rows.ended_at[index], batches - first_row
+        if states is not None and consumed in states:
+            state = states[consumed]
+            return _Pass(state, first_row, has_ended, None, state["is_over"])
+        if ended_at is not None and ended_at > batches:
+            ended_at = None
+        is_exhausted = ended_at is not None or consumed >= min(length_of(resumable.loader), self._limits()[index])
+        state = resumable.state_dict(consumed, is_over=is_exhausted)
+        return _Pass(state, first_row, has_ended, ended_at, is_exhausted)
 
     def _num_replicas(self) -> int:
         return 1 if self._ranks is None else Shard.of(self._ranks).num_replicas
@@ -288,21 +370,25 @@ class TrainBatches:
         Args:
             state: The position, from a run with loaders made in the same way.
         """
-        self._position = LoaderPosition(**state["position"])
-        self._live_workers = state["live_workers"]
-        set_generator_states(self.loader.flattened, state["generators"])
-        self._raw_rng_before_ahead, self._raw_restarts = None, {}
-        self._is_restored = True
-        self._opened = None
+        if state["position"]["epoch"] == self._epoch:
+            shard = Shard(0, 1) if self._ranks is None else Shard.of(self._ranks)
+            state, self._opening = redivided(self.loader, state, num_batches=self.num_batches, shard=shard)
+            if self._opening.passed:  # some may have been replaced
+                self._resumables = self._new_resumables()
+        self._to_reach, self._opened = state, None
+
+    @property
+    def num_consumed(self) -> int:
+        """Number of batches of this epoch before the one that comes next."""
+        position = self._position.batches if self._to_reach is None else self._to_reach["position"]["batches"]
+        return int(position)
 
     def loader_states(self) -> list[Any]:
-        """Return `state_dict()` of each loader that has it, without the batch that was read ahead."""
-        if self._position.is_ahead and self._states_before_ahead is not None:
-            return self._states_before_ahead
+        """Return `state_dict()` of each loader that has it, as it is now."""
         return [each.state_dict() for each in self._stateful]
 
     def load_loader_states(self, states: list[Any]) -> None:
-        """Give each loader that has `load_state_dict` its state back.
+        """Keep the states of loaders for the case that a checkpoint has no more than them.
 
         Args:
             states: What `loader_states` returned.
@@ -316,10 +402,7 @@ class TrainBatches:
                 f" {len(self._stateful)} now, so it is open which state belongs to which. Pass the same dataloaders as"
                 " in the run that wrote the checkpoint."
             )
-        for loader, state in zip(self._stateful, states, strict=True):
-            loader.load_state_dict(state)
-        self._states_before_ahead = states
-        self._are_states_restored = bool(states)
+        self._states = states
 
     def replay(self) -> int:
         """Go to the position that was loaded or set, if there is one. `iter()` does it too.
@@ -327,72 +410,82 @@ class TrainBatches:
         Afterwards the random number generators of this process are as they were before.
 
         Returns:
-            The number of batches that were fetched and dropped.
+            The number of batches that were loaded and dropped for that.
         """
-        if not self._is_restored:
+        if self._to_reach is None:
             return 0
-        self._is_restored = False
-        position, loaders = self._position, self.loader.flattened
-        goes_on = position.epoch == self._epoch and position.batches > 0
-        stream_behind = (
-            position.drawn_before if goes_on else position.drawn_before + position.batches + position.is_ahead
-        )
-        is_known = goes_on and position.rng_at_start is not None
-        generators = generator_states(loaders)
-        dropped = 0
-        with isolate_rng(include_cuda=False):
-            start_workers(loaders, position.live_workers_at_start if is_known else self._live_workers)
-            if self.loader.is_single and _is_stream(loaders[0]):
-                _drop(loaders[0], stream_behind)
-            if goes_on:
-                dropped = self._reopen(is_known=is_known)
-            set_generator_states(loaders, generators)
-        self._are_states_restored = False
-        return dropped
+        state, self._to_reach = self._to_reach, None
+        states, self._states = self._states, []
+        before = raw_rng_states()
+        position = self._position = LoaderPosition.from_state_dict(state["position"])
+        self._forget_earlier()
+        self._requests.clear()
+        goes_on = self._load_loaders(position) if position.loaders else self._load_without_loaders(state, states)
+        num_loaded = self._reopen(state["position"]) if goes_on else 0
+        self._set_own_states(state.get("own_at_request", []))
+        set_raw_rng_states(before)
+        return num_loaded
 
-    def _reopen(self, *, is_known: bool) -> int:
-        """Open the loaders as they were at the start of the epoch and pass over the batches that were consumed."""
-        position, loaders = self._position, self.loader.flattened
+    def _load_loaders(self, position: LoaderPosition) -> bool:
+        """Give each loader its position; tell if the epoch goes on inside."""
+        for each, state in zip(self._resumables, position.loaders, strict=False):
+            each.load_state_dict(state)
+        was_opened = position.batches > 0 or not all(state["is_over"] for state in position.loaders)
+        if position.epoch == self._epoch and not position.is_over and was_opened:
+            return True
+        for each in self._resumables:
+            each.skip_rest()
+        if position.epoch == self._epoch and position.batches > 0:
+            self._opened = iter(()), position.batches, _END
+        return False
+
+    def _load_without_loaders(self, state: dict[str, Any], states: list[Any]) -> bool:
+        """Do what can be done with a number of batches, or with the position that an earlier version wrote."""
+        position = self._position
+        goes_on = position.epoch == self._epoch and position.batches > 0
+        begin_old_position(state, self.loader.flattened, goes_on=goes_on)
+        is_over = self._is_over(position, position.batches)
+        if states:
+            for each, own in zip([each for each in self._resumables if is_stateful(each.loader)], states, strict=True):
+                each.load_own_state(own, position.batches, is_over=is_over or not goes_on)
+        if goes_on and is_over:
+            self._opened = iter(()), position.batches, _END
+        return goes_on and not is_over
+
+    def _reopen(self, position_state: dict[str, Any]) -> int:
+        """Open the loaders where they were."""
+        position = self._position
         consumed = position.batches
-        loaders_are_there = self._are_states_restored and (self._is_resumed_by_states or not is_known)
-        num_to_drop = 0 if loaders_are_there else consumed
-        if self._is_over() and not _is_stream(loaders[0]):
-            self._opened = iter(()), consumed, _END
-            return 0
-        if is_known:
-            self._set_start_of_epoch()
+        num_loaded = 0
+        if position.loaders:
+            source = self._source(position.rows, row=consumed)
+        elif self.loader.is_single:
+            if not self._resumables[0].is_going_on and "rng_at_start" not in position_state:
+                self._resumables[0].load_state_dict({"consumed": consumed})
+            source = self._source()
+            if not self._resumables[0].has_gone_on:
+                num_loaded = _drop(source, consumed)
         else:
-            position.batches = 0
-            position.start(self._epoch, loaders, states=[])
-            position.batches = consumed
-        self._num_restarts, self._restarts_to_repeat = {}, position.restarts
-        source = self._source()
-        num_dropped = _drop(source, num_to_drop)
-        if num_dropped < num_to_drop:
-            rank_zero_warn(
-                f"The checkpoint was written after {consumed} batches of the epoch, but the train dataloader ended"
-                f" after {num_dropped}, so nothing of this epoch is left. Was it made from the same data?"
-            )
+            source = self._source()
+            num_loaded = _drop(source, consumed)
+        num_loaded += sum(each.num_replayed for each in self._resumables)
         ahead: Any = _NOT_FETCHED
         if position.is_ahead:
             if position.rng_before_ahead is not None:
                 set_rng_states(position.rng_before_ahead)
-            ahead = next(source, _END)
-        self._restarts_to_repeat = None
+            self._set_own_states(position.own_before_ahead)
+            ahead = self._fetch_ahead(source, consumed)
         self._opened = source, consumed, ahead
-        return num_dropped
+        return num_loaded
 
-    def _is_over(self) -> bool:
-        return self._position.batches >= self.num_batches or (not self.is_sized and self._position.is_over)
+    def _set_own_states(self, states: list[list[Any]]) -> None:
+        for each, own in zip(self._resumables, states, strict=False):
+            each.set_own_states(own)
 
-    def _set_start_of_epoch(self) -> None:
-        position = self._position
-        if position.rng_at_start is not None:
-            set_rng_states(position.rng_at_start)
-        set_generator_states(self.loader.flattened, position.generators_at_start)
-        if not self._is_resumed_by_states:
-            for loader, state in zip(self._stateful, position.states_at_start, strict=False):
-                loader.load_state_dict(state)
+    def _is_over(self, position: LoaderPosition, batches: int) -> bool:
+        if batches >= self.num_batches:
+            return True
+        return position.is_over and batches == position.batches
 
 
 class EvalBatches:
@@ -434,8 +527,9 @@ class EvalBatches:
         self.has_any = any(number > 0 for numbers in self.global_num_batches for number in numbers)
         self.shards = [_shard_of(each) for each in loader.flattened]
         self.is_sharded = None not in self.shards
+        # parts
+        self._resumables = [ResumableLoader(each, is_followed=False) for each in loader.flattened]
         # state
-        self._live_workers: list[bool] = []
         self._running: weakref.ref[Generator[tuple[Any, int, int], None, None]] | None = None
 
     def set_epoch(self, epoch: int) -> None:
@@ -459,12 +553,6 @@ class EvalBatches:
 
     def __iter__(self) -> Generator[tuple[Any, int, int], None, None]:
         """Start a pass; in the mode `"sequential"` each loader is opened when its turn comes."""
-        if self._live_workers:
-            generators = generator_states(self.loader.flattened)
-            with isolate_rng(include_cuda=False):
-                start_workers(self.loader.flattened, self._live_workers)
-            set_generator_states(self.loader.flattened, generators)
-            self._live_workers = []
         if self._ranks is not None:
             self._agree_on_orders()
         running = self._sequential() if self.loader.mode == "sequential" else self._together()
@@ -492,14 +580,22 @@ class EvalBatches:
         for dataloader_idx, limit in enumerate(self.num_batches):
             if limit <= 0:
                 continue
-            source = self._wrapped(iter(self.loader.flattened[dataloader_idx]))
+            source = self._wrapped(self._resumables[dataloader_idx].open())
             for batch_idx, batch in zip(count() if limit == inf else range(int(limit)), source):  # noqa: B905 - as above
                 yield batch, batch_idx, dataloader_idx
             source = iter(())  # lets go of its workers before the next loader starts its own
 
     def _together(self) -> Generator[tuple[Any, int, int], None, None]:
         if self.num_batches:
-            yield from self._wrapped(self.loader.opened(self.num_batches))
+            rows = Rows(self._open, len(self._resumables))
+            yield from self._wrapped(self.loader.opened(self.num_batches, going_on=rows))
+
+    def _open(self, index: int, row: int) -> Iterator[Any]:
+        limit = self.num_batches[index]
+        if limit <= 0:
+            return iter(())
+        batches = self._resumables[index].open()
+        return batches if limit == inf else islice(batches, int(limit))
 
     def _wrapped(self, source: Iterator[Any]) -> Iterator[Any]:
         return source if self._wrap_next is None else _calls_until_stop(self._wrap_next(source.__next__))
@@ -515,8 +611,7 @@ class EvalBatches:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the order of samples in later passes depends on, as plain data."""
-        loaders = self.loader.flattened
-        return {"generators": generator_states(loaders), "live_workers": has_live_workers(loaders)}
+        return {"loaders": [each.state_dict(0, is_over=True) for each in self._resumables]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned.
@@ -524,8 +619,10 @@ class EvalBatches:
         Args:
             state: The state, from a run with loaders made in the same way.
         """
-        set_generator_states(self.loader.flattened, state["generators"])
-        self._live_workers = state["live_workers"]
+        if "loaders" not in state:
+            restore_old_generators(state, self.loader.flattened)
+        for each, own in zip(self._resumables, state.get("loaders", ()), strict=False):
+            each.load_state_dict(own)
 
 
 def _calls_until_stop(fetch: Callable[[], Any]) -> Iterator[Any]:
@@ -538,12 +635,14 @@ def _calls_until_stop(fetch: Callable[[], Any]) -> Iterator[Any]:
         yield batch
 
 
-def _is_stream(loader: Any) -> bool:
-    """Whether a new pass over this goes on where the last one stopped.
-
-    Only what Python itself makes is known to do so; an own class with `__next__` may well start again in `__iter__`.
-    """
-    return isinstance(loader, Iterator) and type(loader).__module__ in ("builtins", "itertools")
+def _of_batch(
+    noted: deque[_Randomness], batch_idx: int, is_over: bool
+) -> tuple[dict[str, Any] | None, list[list[Any]]]:
+    """What was noted before a batch, as plain data."""
+    for idx, rng, own in noted:
+        if idx == batch_idx and not is_over:
+            return plain_rng_states(rng), own
+    return None, []
 
 
 def _drop(source: Iterator[Any], number: int) -> int:
@@ -575,18 +674,6 @@ def _shard_of(loader: Any) -> Shard | None:
         if isinstance(shard, Shard):
             return shard
     return None
-
-
-def _global_batch_size(loader: Any) -> int | None:
-    """Samples in a batch of all ranks together, where it is known."""
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    size = getattr(loader, "batch_size", None) or getattr(batch_sampler, "batch_size", None)
-    if not isinstance(size, int):
-        return None
-    shard = _shard_of(loader)
-    if shard is None:  # it may be divided by the user's own sampler
-        return size * int(getattr(getattr(batch_sampler, "sampler", None), "num_replicas", 1))
-    return size * shard.num_replicas
 
 
 def _warn_uneven_end(have: list[bool], num_batches: int) -> None:

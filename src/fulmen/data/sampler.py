@@ -100,6 +100,14 @@ class _SampleShard(DistributedSampler[Any]):
         """Number of samples of this rank."""
         return self._size_of(self.rank)
 
+    def start_at(self, number: int) -> None:
+        """Divide only what comes after the first samples, in passes from now on; 0 makes them whole again.
+
+        Args:
+            number: Samples that all ranks together have seen already.
+        """
+        self.order.start_at(number)
+
     def set_epoch(self, epoch: int) -> None:
         """Tell the user's sampler which epoch comes next.
 
@@ -201,6 +209,14 @@ class BatchShard(Sampler[Any]):
         if name in ("batch_sampler", "order", "shard"):  # not there yet while a copy is being unpickled
             raise AttributeError(name)
         return getattr(self.batch_sampler, name)
+
+    def start_at(self, number: int) -> None:
+        """Divide only what comes after the first batches, in passes from now on; 0 makes them whole again.
+
+        Args:
+            number: Batches that all ranks together have seen already.
+        """
+        self.order.start_at(number)
 
 
 class TrainBatchShard(BatchShard):

@@ -19,7 +19,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 import torch
 from torch.utils.data import RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler
 
-from fulmen.data.position import raw_rng_states
+from fulmen.data.rng import raw_rng_states
 
 __all__ = ["Ranks", "Shard", "SharedOrder", "agree_on_order", "order_of"]
 
@@ -91,6 +91,7 @@ class SharedOrder(Generic[_Item]):
 
     Attributes:
         source: The sampler or batch sampler.
+        stream: The random state that the last pass drew from, after it drew; passes without talk go on from there.
 
     Raises:
         TypeError: It has no length.
@@ -109,12 +110,21 @@ class SharedOrder(Generic[_Item]):
         self._ranks: Ranks | None = None
         self._ranks_of_every_pass: Ranks | None = None
         self._may_talk = True
-        self._stream: tuple[Any, ...] | None = None
+        self.stream: tuple[Any, ...] | None = None
         self._ready: Iterator[_Item] | None = None
+        self._num_passed_over = 0
 
     def __len__(self) -> int:
-        """The number of items."""
-        return len(self.source)  # type: ignore[arg-type]  # checked above
+        """The number of items that a pass gives."""
+        return max(0, len(self.source) - self._num_passed_over)  # type: ignore[arg-type]  # checked above
+
+    def start_at(self, number: int) -> None:
+        """Let the passes from now on leave out this many items at their start; 0 makes them whole again.
+
+        Args:
+            number: Items that all ranks together have seen already.
+        """
+        self._num_passed_over, self._ready = number, None
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and workers get: no processes and nothing that runs."""
@@ -153,15 +163,18 @@ class SharedOrder(Generic[_Item]):
         ready, self._ready = self._ready, None
         if ready is not None:
             yield from ready
-            return
+        else:
+            yield from islice(self._whole_pass(), self._num_passed_over, None)
+
+    def _whole_pass(self) -> Iterator[_Item]:
         ranks, self._ranks = self._ranks or self._ranks_of_every_pass, None
         if ranks is None or self._is_in_order:
             yield from self.source
             return
         with _drawing_from(self._agreed_states(ranks)):
             items = iter(self.source)
-            drawn = list(islice(items, 1 if self._draws_once else len(self)))
-            self._stream = raw_rng_states()
+            drawn = list(islice(items, 1 if self._draws_once else len(self.source)))  # type: ignore[arg-type]  # as above
+            self.stream = raw_rng_states()
         if self._may_talk and not self._draws_once:
             drawn = _same_on_all(drawn, ranks)
         yield from drawn
@@ -169,7 +182,7 @@ class SharedOrder(Generic[_Item]):
 
     def _agreed_states(self, ranks: Ranks) -> tuple[Any, ...]:
         if not self._may_talk:
-            return self._stream or raw_rng_states()
+            return self.stream or raw_rng_states()
         generators = list(_own_generators(self.source))
         own = (raw_rng_states(), [each.get_state() for each in generators]) if ranks.global_rank == 0 else None
         process_states, states = ranks.broadcast(own)

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from fulmen.data.position import is_stateful
+from fulmen.fabric.loaders import _FabricDataLoader
 from fulmen.fabric.wrappers import unwrapped
+from fulmen.utilities.rank_streams import with_streams_of_new_rank
 from fulmen.utilities.rank_zero import rank_zero_warn
 from fulmen.utilities.types import Stateful
 
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
     from fulmen.utilities.types import _PATH
 
 __all__ = ["load", "load_raw", "save"]
+
+_OWN_KEY = "fulmen"
 
 
 def save(
@@ -31,7 +36,7 @@ def save(
             " {'model': model, 'optimizer': optimizer}."
         )
     _check_filter(filter, state)
-    objects = {name: unwrapped(value) for name, value in state.items()}
+    objects = _saved_as(strategy, state)
     strategy.save_state(path, objects, filter=_useful(filter or {}, objects))
 
 
@@ -77,7 +82,7 @@ def load(
             f"`Fabric.load` got a `{type(state).__name__}` as the state, but entries need names. Pass a dictionary,"
             " {'model': model}; for a file that holds one `state_dict` and nothing else, call `fabric.load_raw`."
         )
-    objects = None if state is None else {name: unwrapped(value) for name, value in state.items()}
+    objects = None if state is None else _saved_as(strategy, state)
     given = dict(objects or {})
     rest = strategy.load_state(path, objects, strict=strict, weights_only=weights_only)
     for name, value in (objects or {}).items():
@@ -94,3 +99,37 @@ def load_raw(strategy: Strategy, path: _PATH, obj: Any, strict: bool, weights_on
         strategy.load_module_state_dict(target, content, strict=strict)
     else:
         target.load_state_dict(content)
+
+
+# ---- loaders
+
+
+def _saved_as(strategy: Strategy, state: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _LoaderOfAllRanks(strategy, value) if isinstance(value, _FabricDataLoader) else unwrapped(value)
+        for name, value in state.items()
+    }
+
+
+class _LoaderOfAllRanks:
+    """A prepared loader as it is saved: with the position and the random state of each rank."""
+
+    def __init__(self, strategy: Strategy, loader: _FabricDataLoader) -> None:
+        self._strategy = strategy
+        self._loader = loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """Collect the positions; all ranks must call it."""
+        inner = self._loader.dataloader
+        own = inner.state_dict() if is_stateful(inner) else {}  # what a program without fulmen can use
+        return {**own, _OWN_KEY: {"ranks": self._strategy.gather_objects(self._loader.position_state())}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Give this rank its position."""
+        if _OWN_KEY not in state:
+            self._loader.load_own_state(state)
+            return
+        by_rank = state[_OWN_KEY]["ranks"]
+        rank = self._strategy.global_rank
+        own = by_rank[rank] if rank < len(by_rank) else with_streams_of_new_rank(by_rank, rank)
+        self._loader.load_position_state(own)

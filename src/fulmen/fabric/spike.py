@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from fulmen.utilities.spikes import SpikeRule
 
 if TYPE_CHECKING:
     from fulmen.fabric.fabric import Fabric
@@ -68,12 +69,12 @@ class SpikeDetection:
         self.finite_only = finite_only
         self.last_val: float = 0.0
         self.bad_batches: list[int] = []
-        self._recent: deque[float] = deque(maxlen=window)
+        self._rule = SpikeRule(window, mode=mode, atol=atol, rtol=rtol)
 
     @property
     def running_mean(self) -> float:
         """Mean of the last losses that were no spikes; not a number before the first."""
-        return sum(self._recent) / len(self._recent) if self._recent else math.nan
+        return self._rule.mean
 
     def on_train_batch_end(self, fabric: Fabric, loss: Any, batch: Any, batch_idx: int) -> None:
         """Look at a loss; all processes must.
@@ -96,20 +97,10 @@ class SpikeDetection:
                 path.write_text(json.dumps(self.bad_batches, indent=4))
             raise TrainingSpikeException(batch_idx)
         self.last_val = value
-        self._recent.append(value)
+        self._rule.add(value)
 
     def _is_spike(self, value: float) -> bool:
-        if not math.isfinite(value):
-            return self.finite_only
-        if not self._recent:
-            return False
-        mean = self.running_mean
-        excess = value - mean if self.mode == "min" else mean - value
-        return (
-            excess > 0
-            and (self.atol is None or excess >= abs(self.atol))
-            and (self.rtol is None or excess >= abs(self.rtol * mean))
-        )
+        return self._rule.is_spike(value) if math.isfinite(value) else self.finite_only
 
     def state_dict(self) -> dict[str, Any]:
         """Return settings and what was seen."""
@@ -121,7 +112,7 @@ class SpikeDetection:
             "rtol": self.rtol,
             "bad_batches": list(self.bad_batches),
             "bad_batches_path": None if self.exclude_batches_path is None else os.fspath(self.exclude_batches_path),
-            "recent": list(self._recent),
+            "recent": self._rule.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -133,4 +124,5 @@ class SpikeDetection:
         self.rtol = state_dict["rtol"]
         self.bad_batches = list(state_dict["bad_batches"])
         self.exclude_batches_path = state_dict["bad_batches_path"]
-        self._recent = deque(state_dict.get("recent", ()), maxlen=self._recent.maxlen)
+        self._rule.mode, self._rule.atol, self._rule.rtol = self.mode, self.atol, self.rtol
+        self._rule.load_state_dict(state_dict.get("recent", ()))

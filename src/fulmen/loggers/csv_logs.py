@@ -9,6 +9,7 @@ import time
 import weakref
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from fulmen.loggers.hparams_file import write_hparams
@@ -16,7 +17,8 @@ from fulmen.loggers.logger import rank_zero_experiment
 from fulmen.loggers.params import convert_params, to_scalar
 from fulmen.loggers.text_file import append_text, make_folder, read_text, replace_text
 from fulmen.loggers.versioned import VersionedLogger
-from fulmen.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from fulmen.utilities.files import ensure_writable
+from fulmen.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 __all__ = ["CSVLogger", "ExperimentWriter"]
 
@@ -45,7 +47,9 @@ class ExperimentWriter:
         self.metrics_file_path = os.path.join(log_dir, self.NAME_METRICS_FILE)
         self.hparams_file_path = os.path.join(log_dir, self.NAME_HPARAMS_FILE)
         self.metrics_keys: list[str] = []  # columns of the file
+        self.num_rows = 0  # in the file
         self._next_step = 0
+        self._continues = False  # rows of an earlier run, and nobody was told
         self._unterminated = False
         self._hparams_changed = False
         self._continue_existing_file()
@@ -66,6 +70,8 @@ class ExperimentWriter:
             metrics_dict: Metric name to number, one-element tensor or NumPy scalar.
             step: Its `step` column. `None` takes a metric called `step`, or else the number after the last row's.
         """
+        if self._continues:
+            self._warn_about_earlier_rows()
         row = {}
         for name, value in metrics_dict.items():
             kind = type(value)
@@ -91,25 +97,57 @@ class ExperimentWriter:
             start = "\n" if self._unterminated else ""
             append_text(self.metrics_file_path, start + _csv_text(_fields(self.metrics, self.metrics_keys)))
         self._unterminated = False
+        self.num_rows += len(self.metrics)
         self.metrics = []
+
+    def go_back(self, num_rows: int) -> None:
+        """Take back the rows after a checkpoint: the run that goes on from there writes them again.
+
+        Args:
+            num_rows: How many rows there were then; more than there are now changes nothing.
+        """
+        self.save()
+        self._continues = False
+        rows, columns = self._rows_of_file()
+        kept = rows[:num_rows] if num_rows >= 0 else rows
+        if len(kept) == len(rows) and not self._unterminated:
+            return
+        replace_text(self.metrics_file_path, _csv_text([columns, *_fields(kept, columns)]))
+        self._unterminated = False
+        self._note(kept)
+        rank_zero_info(
+            f"{self.metrics_file_path!r}: {len(rows) - len(kept)} rows that were logged after the checkpoint are taken"
+            " back; the run logs them again."
+        )
 
     def _rewrite(self, columns: list[str]) -> None:
         """Write all rows, old and buffered, under a new header."""
-        old = csv.DictReader(io.StringIO(read_text(self.metrics_file_path) or "", newline=""))
+        old, _ = self._rows_of_file()
         rows = [columns, *_fields(old, columns), *_fields(self.metrics, columns)]
         replace_text(self.metrics_file_path, _csv_text(rows))
         self.metrics_keys = columns
 
     def _continue_existing_file(self) -> None:
-        text = read_text(self.metrics_file_path)
-        if not text:
+        rows, self.metrics_keys = self._rows_of_file()
+        if not self.metrics_keys:
             return
-        rows = csv.DictReader(io.StringIO(text, newline=""))
-        self.metrics_keys = list(rows.fieldnames or [])
-        self._unterminated = not text.endswith("\n")
+        self._unterminated = not (read_text(self.metrics_file_path) or "").endswith("\n")
+        self._continues = True
+        self._note(rows)
+
+    def _rows_of_file(self) -> tuple[list[dict[str, str]], list[str]]:
+        reader = csv.DictReader(io.StringIO(read_text(self.metrics_file_path) or "", newline=""))
+        return list(reader), list(reader.fieldnames or [])
+
+    def _note(self, rows: list[dict[str, str]]) -> None:
+        self.num_rows = len(rows)
+        self._next_step = 0
         for row in rows:
-            if row.get("step"):
+            with suppress(ValueError, TypeError):  # a row that was cut off
                 self._next_step = int(float(row["step"])) + 1
+
+    def _warn_about_earlier_rows(self) -> None:
+        self._continues = False
         rank_zero_warn(
             f"{self.metrics_file_path!r} holds the metrics of an earlier run. The rows of this run are added to them,"
             " and `hparams.yaml` is replaced. Leave `version` out, or choose another, to keep the runs apart."
@@ -126,7 +164,8 @@ class CSVLogger(VersionedLogger):
         save_dir: Where all experiments are kept.
         name: Folder of the experiment; `None` or an empty string for none.
         version: Number or name of the run's folder. `None` takes the next free number at first use. If the folder has
-            metrics of an earlier run, they are continued, with a warning.
+            metrics of an earlier run, they are continued: with a warning, or, if the run resumes from a checkpoint of
+            that one, from the row at which it was written, so that no row is there twice or missing.
         prefix: Put in front of every metric's name, joined by `-`.
         flush_logs_every_n_steps: How many rows are buffered.
 
@@ -155,6 +194,7 @@ class CSVLogger(VersionedLogger):
         """The writer of this run's files; the first use makes the folder."""
         if self._experiment is None:
             log_dir = self.log_dir
+            ensure_writable(log_dir)
             self._experiment = ExperimentWriter(log_dir)
             self._saved_at_s = time.monotonic()
             weakref.finalize(self, _save_at_exit, self._experiment, os.getpid())
@@ -184,6 +224,23 @@ class CSVLogger(VersionedLogger):
             params: Name to value.
         """
         self.experiment.log_hparams(convert_params(params))
+
+    def position(self) -> dict[str, Any]:
+        """Return the number of rows, buffered ones included."""
+        if self._experiment is None:
+            return {}
+        rows = self._experiment.num_rows + len(self._experiment.metrics)
+        return {"log_dir": self.log_dir, "rows": rows}
+
+    @rank_zero_only
+    def resume_at(self, position: dict[str, Any]) -> None:
+        """Take back the rows after a checkpoint of a run in the same folder.
+
+        Args:
+            position: What `position` returned when the checkpoint was written.
+        """
+        if self._is_here(position):
+            self.experiment.go_back(int(position["rows"]))
 
     @rank_zero_only
     def save(self) -> None:

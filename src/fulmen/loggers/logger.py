@@ -78,6 +78,20 @@ class Logger(ABC):
     def save(self) -> None:  # noqa: B027 - optional to override
         """Write out what is buffered; does nothing unless a logger overrides it."""
 
+    def position(self) -> dict[str, Any]:
+        """Return how far the log is, as plain data for a checkpoint; empty unless a logger overrides it."""
+        return {}
+
+    def resume_at(self, position: dict[str, Any]) -> None:  # noqa: B027 - optional to override
+        """Take back what was logged after a checkpoint, because a run that goes on from there logs it again.
+
+        Called before anything is logged. A logger that writes to another place than the earlier run has nothing to take
+        back. The position may come from a file of others: only the logger's own place may change on account of it.
+
+        Args:
+            position: What `position` returned when the checkpoint was written.
+        """
+
     def finalize(self, status: str) -> None:
         """End the run.
 

@@ -68,6 +68,8 @@ class TensorBoardLogger(VersionedLogger):
         self._writer_kwargs = kwargs
         self._experiment: Any = None
         self._hparams_changed = False
+        self._newest_step = -1
+        self._newest: list[dict[str, float]] = []  # values logged at that step
         self.hparams: dict[str, Any] = {}
 
     @property
@@ -108,9 +110,47 @@ class TensorBoardLogger(VersionedLogger):
         writer = self.experiment
         for name, value in self._prefixed(metrics).items():
             if isinstance(value, dict):
-                writer.add_scalars(name, {key: _number(f"{name}/{key}", one) for key, one in value.items()}, step)
+                curves = {_as_folder(key): _number(f"{name}/{key}", one) for key, one in value.items()}
+                writer.add_scalars(name.replace(os.sep, "/"), curves, step)
             else:
-                writer.add_scalar(name, _number(name, value), step)
+                number = _number(name, value)
+                writer.add_scalar(name, number, step)
+                if step is not None and step >= self._newest_step:
+                    self._remember(name, number, step)
+
+    def _remember(self, name: str, value: float, step: int) -> None:
+        if step > self._newest_step:
+            self._newest_step, self._newest = step, []
+        self._newest.append({name: value})
+
+    def position(self) -> dict[str, Any]:
+        """Return the last step that was logged, with its values."""
+        if self._experiment is None:
+            return {}
+        return {"log_dir": self.log_dir, "step": self._newest_step, "values": list(self._newest)}
+
+    @rank_zero_only
+    def resume_at(self, position: dict[str, Any]) -> None:
+        """Have TensorBoard ignore what was logged after a checkpoint of a run in the same folder.
+
+        Curves of one chart, which were logged as a dict, are not taken back.
+
+        Args:
+            position: What `position` returned when the checkpoint was written.
+        """
+        if not self._is_here(position):
+            return
+        step = int(position["step"])
+        self.experiment.close()
+        package = require(self._writer_package, extra="loggers", for_="TensorBoardLogger")
+        # TensorBoard drops all from this step on, so what the step itself had is written again
+        purge = {**self._writer_kwargs, "purge_step": max(step, 0)}
+        self._experiment = package.SummaryWriter(log_dir=self.log_dir, **purge)
+        self._newest_step, self._newest = step, []
+        for value in position["values"]:
+            for name, number in value.items():
+                self._experiment.add_scalar(str(name), float(number), step)
+                self._remember(str(name), float(number), step)
 
     @rank_zero_only
     def log_hyperparams(
@@ -205,6 +245,11 @@ def _writer_package() -> str:
         "`TensorBoardLogger` needs the package `tensorboard` or `tensorboardX`, and neither is installed."
         " Install one: pip install 'fulmen[loggers]'"
     )
+
+
+def _as_folder(name: Any) -> str:
+    """Name of a curve in a chart of several; each has a folder of that name, which must not lead elsewhere."""
+    return str(name).replace("/", "_").replace("\\", "_")
 
 
 def _number(name: str, value: Any) -> float:

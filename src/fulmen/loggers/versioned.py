@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from fulmen.loggers.logger import Logger
-from fulmen.utilities.files import get_filesystem, is_local, local_path
+from fulmen.utilities.files import ensure_writable, get_filesystem, is_local, local_path
 from fulmen.utilities.rank_zero import rank_zero_only
 
 __all__ = ["VersionedLogger", "claim_version", "next_version"]
@@ -42,11 +42,14 @@ def claim_version(root_dir: str) -> int:
 
     Returns:
         The number of the new folder.
+
+    Raises:
+        OSError: The folder is not writable; the message names it and says what to do.
     """
     version = next_version(root_dir)
     if not is_local(root_dir):
         return version
-    os.makedirs(root_dir, exist_ok=True)
+    ensure_writable(root_dir)
     while True:
         with suppress(FileExistsError):  # another run was faster
             os.mkdir(os.path.join(root_dir, f"version_{version}"))
@@ -111,6 +114,13 @@ class VersionedLogger(Logger):
         """Folder of this run."""
         version = self.version
         return os.path.join(self.root_dir, version if isinstance(version, str) else f"version_{version}")
+
+    def _is_here(self, position: dict[str, Any]) -> bool:
+        """Tell whether a position in a log is one in the log of this run."""
+        there = position.get("log_dir")
+        if not isinstance(there, str) or self._version is None:
+            return False
+        return os.path.realpath(there) == os.path.realpath(self.log_dir) if is_local(there) else there == self.log_dir
 
     def _prefixed(self, metrics: dict[str, Any]) -> dict[str, Any]:
         if not self._prefix:

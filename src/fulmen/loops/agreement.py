@@ -7,7 +7,11 @@ from typing import Protocol
 
 from fulmen.strategies.strategy import Strategy
 
-__all__ = ["SignalAgreement"]
+__all__ = ["TIME_IS_UP", "SignalAgreement"]
+
+TIME_IS_UP = 0
+"""Stands in the place of a signal's number when the time for training is used up; any signal goes first."""
+_NOTHING = -1
 
 
 class _Received(Protocol):
@@ -27,9 +31,21 @@ class SignalAgreement:
         seconds: Time between two comparisons.
         most: Steps between two comparisons, however fast they are.
         count: Steps that every rank is sure to make; after them nothing is compared. `None` for no bound.
+        has_end: Ranks may end after different numbers of steps, and call `answer` then until all have ended.
     """
 
-    __slots__ = ("_interval", "_last", "_left", "_most", "_remaining", "_seconds", "_signals", "_strategy")
+    __slots__ = (
+        "_has_end",
+        "_interval",
+        "_is_common",
+        "_last",
+        "_left",
+        "_most",
+        "_remaining",
+        "_seconds",
+        "_signals",
+        "_strategy",
+    )
 
     def __init__(
         self,
@@ -39,13 +55,16 @@ class SignalAgreement:
         seconds: float = 0.5,
         most: int = 64,
         count: int | None = None,
+        has_end: bool = False,
     ) -> None:
         self._strategy = strategy
         self._signals = signals
         self._seconds = seconds
         self._most = most
         self._remaining = count
+        self._has_end = has_end
         self._interval = self._left = 1
+        self._is_common = False  # what was received, at the last comparison
         self._last = time.monotonic()
 
     def reached(self) -> bool:
@@ -62,9 +81,29 @@ class SignalAgreement:
         wanted = int(self._interval * self._seconds / max(now - self._last, 1e-6))
         wanted = min(max(wanted, 1), 2 * self._interval, self._most)
         # the largest of negative numbers is the smallest wish: no rank waits longer than it wants to
-        received, negative = self._strategy.agree([self._signals.received or 0, -wanted], op="max")
-        self._interval = self._left = -negative
+        self._interval = self._left = -self._compare(-wanted)[1]
         self._last = time.monotonic()
-        if received:
-            self._signals.received = received
-        return bool(received)
+        return self._is_common
+
+    def reached_now(self) -> bool:
+        """Compare at once; tell if all ranks know now of a signal. All ranks must call it at the same step."""
+        self._left = 1
+        return self.reached()
+
+    def answer(self) -> bool:
+        """Answer the ranks that still have steps to make, once this one has none; tell if all know now of a signal."""
+        is_running = self._has_end
+        while is_running:
+            is_running = bool(self._compare(-self._most, is_running=False)[2])
+            if self._is_common:
+                return True
+        return False
+
+    def _compare(self, wanted: int, *, is_running: bool = True) -> list[int]:
+        received = self._signals.received
+        mine = [_NOTHING if received is None else received, wanted, int(is_running)]
+        latest = self._strategy.agree(mine, op="max")
+        self._is_common = latest[0] != _NOTHING
+        if self._is_common:
+            self._signals.received = latest[0]
+        return latest

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EvaluationLoop",
+    "ValidationLeft",
     "check_dataloader_idx",
     "no_gradients",
     "recorded_modes",
@@ -34,6 +35,10 @@ __all__ = [
 
 _HOOK_WORD = {"validate": "validation", "test": "test"}
 _LOADER_WORD = {"validate": "val", "test": "test"}
+
+
+class ValidationLeft(Exception):
+    """Leaves a validation because of a signal or the time limit; training catches it, saves, and obeys."""
 
 
 class EvaluationLoop:
@@ -56,7 +61,9 @@ class EvaluationLoop:
         self.metrics = MetricStore(is_training=False)
         self._epoch_of_last_load: float = -1
         self._position: dict[str, Any] | None = None
+        self._rewound_to: dict[str, Any] | None = None  # what a checkpoint is to hold of an evaluation that was left
         self._rows: list[int] = []
+        self.is_ending = False  # in its last hooks
 
     def run(self, *, max_batches: list[int | float] | None = None) -> list[dict[str, float]]:
         """Evaluate once; return the epoch's metrics, one dict per dataloader.
@@ -149,15 +156,23 @@ class EvaluationLoop:
                 self._publish_batch(dataloader_idx)
             if signals.received is not None if agreement is None else agreement.reached():
                 self._obey_signal()
+        if agreement is not None and agreement.answer():
+            self._obey_signal()
         return self._finish(word, num_loaders)
 
     def _obey_signal(self) -> None:
-        signals = self.trainer.signals
-        if not (self.inside_fit and signals.received == signals.requeue_signal):  # else training saves where it can
-            self.trainer.obey_signal()
+        trainer = self.trainer
+        if not self.inside_fit:
+            trainer.obey_signal()
+        elif trainer.sanity_checking:
+            if trainer.signals.received != trainer.signals.requeue_signal:  # else training saves after its first step
+                trainer.obey_signal()
+        elif trainer.fit_loop.validation is not None and trainer.fit_loop.validation.may_be_left():
+            raise ValidationLeft
 
     def _begin(self, num_loaders: int) -> None:
         store = self.metrics
+        self._rewound_to = None
         store.leave_batches()
         store.reset()
         store.num_dataloaders = num_loaders
@@ -179,7 +194,11 @@ class EvaluationLoop:
         if not trainer.sanity_checking:
             board.publish_epoch(trainer.fit_loop.batches_that_stepped, trainer.current_epoch)
         results = board.evaluation_results(num_loaders)
-        getattr(events, f"on_{word}_end")()
+        self.is_ending = True
+        try:
+            getattr(events, f"on_{word}_end")()
+        finally:
+            self.is_ending = False
         board.refresh()
         self.metrics.reset()
         return results
@@ -217,7 +236,7 @@ class EvaluationLoop:
         """Let the loaders of an earlier run go."""
         if self.batches is not None:
             self.batches.close()
-        self.batches = self._position = None
+        self.batches = self._position = self._rewound_to = None
 
     @property
     def max_batches(self) -> list[int | float]:
@@ -236,7 +255,15 @@ class EvaluationLoop:
 
     def position_state(self) -> dict[str, Any] | None:
         """Return what the loaders need to give the same batches again, and how many rows each has sent."""
-        return None if self.batches is None else {**self.batches.state_dict(), "rows": list(self._rows)}
+        if self._rewound_to is not None:
+            return self._rewound_to
+        if self.batches is None:
+            return None
+        return {
+            **self.batches.state_dict(),
+            "rows": list(self._rows),
+            "epoch_of_last_load": self._epoch_of_last_load,
+        }
 
     def load_position_state(self, state: dict[str, Any] | None) -> None:
         """Keep what `position_state` returned until the loaders are there."""
@@ -247,7 +274,17 @@ class EvaluationLoop:
         if self.batches is not None and self._position is not None:
             self.batches.load_state_dict(self._position)
             self._rows = list(self._position.get("rows", self._rows))
+            self._epoch_of_last_load = self._position.get("epoch_of_last_load", self._epoch_of_last_load)
             self._position = None
+
+    def rewind(self, position: dict[str, Any] | None) -> None:
+        """Put the loaders back to where an evaluation found them, as `position_state` told before."""
+        if position is None:
+            self.forget_data()
+        else:
+            self.load_position_state(position)
+            self.apply_position()
+            self._rewound_to = position
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counters under Lightning's keys."""

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from fulmen.data.prefetch import TrainBatches
-from fulmen.loops.agreement import SignalAgreement
-from fulmen.loops.evaluate import EvaluationLoop
+from fulmen.loops.agreement import TIME_IS_UP, SignalAgreement
+from fulmen.loops.evaluate import EvaluationLoop, ValidationLeft
+from fulmen.loops.interruption import BegunValidation, back_to_window_start
 from fulmen.loops.limits import Limits
 from fulmen.loops.optimization import AutomaticOptimization, ManualOptimization
 from fulmen.loops.progress import FitProgress, Progress
@@ -53,13 +54,18 @@ class FitLoop:
         self.metrics = MetricStore(is_training=True)
         self.batch_idx = 0
         self._num_batches_of_workers: int | float | None = None  # of a run that was in other processes
-        self._epoch_of_last_load = -1
+        self.epoch_of_last_load = -1
         self._told_minima = False
         self._epoch_is_profiled = False
         self._agreement: SignalAgreement | None = None
         self._last_is_uneven = False
         self.told: set[str] = set()  # of what the user was warned in this run
         self._stopped_for = ""
+        self.validation: BegunValidation | None = None  # that is not over
+        self.rewound: BegunValidation | None = None  # left, to be repeated whole: its rows are sent again
+        self._window = 1
+        self._time_is_up = False  # and training ends because of it
+        self._is_cut_short = False  # the epoch, by that
 
     # ---- the loop
     def run(self) -> None:  # noqa: C901 - the loop on one page is the point
@@ -69,7 +75,7 @@ class FitLoop:
         trainer, events, done = self.trainer, self.trainer.events, self.progress
         total, current = done.batches.total, done.batches.current
         store, signals, agreement = self.metrics, trainer.signals, self._agreement
-        schedulers = self._schedulers
+        schedulers = self.schedulers
         events.on_train_start()
         self.resume.continue_interrupted()
         while not self._is_done():
@@ -103,40 +109,48 @@ class FitLoop:
                 events.on_train_batch_end(outputs, batch, batch_idx)
                 total.completed += 1
                 current.completed += 1
-                if due and self._log_every and self._row_is_due():
+                if due and self._log_every and self.row_is_due():
                     self._publish_row()
-                if self._validates and self._validation_is_due(is_last, due):
-                    self.validate()
+                if self._validates and self._validation_is_due(is_last, due) and not self.validate():
+                    done.batches_that_stepped += due
+                    break
                 schedulers.after_validation(due)
                 if due and (trainer.should_stop or self._max_steps is not None) and self._stops_inside_epoch():
                     done.batches_that_stepped += 1
                     break
                 if due and (signals.received is not None if agreement is None else agreement.reached()):
-                    trainer.obey_signal()  # saves, so as all checkpoints are before the batch is counted
+                    self._obey_signal(is_last)  # saves, so as all checkpoints are before the batch is counted
+                    if self._time_is_up:
+                        done.batches_that_stepped += 1
+                        break
                 done.batches_that_stepped += due
             self._end_epoch()
         rank_zero_info(f"`Trainer.fit` stopped: {self._stopped_for}.")
         events.on_train_end()
+        if self._time_is_up:
+            trainer.renew_interrupted()
 
     # ---- before the loop
     def _prepare(self) -> bool:
         trainer = self.trainer
         self.told.clear()
-        self._told_minima = False
+        self._told_minima = self._time_is_up = self._is_cut_short = False
+        self.validation = self.rewound = None
         if trainer.limit_train_batches == 0:
             return False
-        self._epoch_of_last_load = -1 if self.batches is None else self._epoch_of_last_load
+        self.epoch_of_last_load = -1 if self.batches is None else self.epoch_of_last_load
         self.load_data()
-        if self._is_done(quiet=True):
+        self.resume.classify()
+        self.schedulers = SchedulerSteps(
+            trainer.lr_scheduler_configs, trainer.lightning_module, self.progress, self._metrics_to_decide_by
+        )
+        if self._is_done(quiet=True) and not self.resume.ends_last_epoch:
+            self.resume.show_finished(self.batches)  # type: ignore[arg-type]  # loaded above
             rank_zero_info(f"`Trainer.fit` stopped: {self._stopped_for}.")
             return False
-        self.resume.classify()
         if self.validation_enabled and self.plan.epoch_is_due(self.progress.epochs.current.completed):  # type: ignore[union-attr]
             self.val_loop.load_data()
         self.resume.load_position(self.batches)  # type: ignore[arg-type]
-        self._schedulers = SchedulerSteps(
-            trainer.lr_scheduler_configs, trainer.lightning_module, self.progress, self._metrics_to_decide_by
-        )
         self.optimization = trainer.make_optimization()  # `on_train_start` may step, too
         is_parallel = trainer.world_size > 1
         self._log_every = trainer.log_every_n_steps if trainer.loggers or is_parallel else 0
@@ -174,7 +188,7 @@ class FitLoop:
             return
         trainer, epoch = self.trainer, self.progress.epochs.current.completed
         every = trainer.reload_dataloaders_every_n_epochs
-        if self.batches is not None and not (every and epoch - self._epoch_of_last_load >= every):
+        if self.batches is not None and not (every and epoch - self.epoch_of_last_load >= every):
             return
         is_reload = self.batches is not None
         if self.batches is not None:
@@ -186,7 +200,7 @@ class FitLoop:
             wrap_next=trainer.profiled_next("[_TrainingEpochLoop].train_dataloader_next"),
             ranks=trainer.strategy,
         )
-        self._epoch_of_last_load = epoch
+        self.epoch_of_last_load = epoch
         interval = self._interval(limit)
         if is_reload and self.plan is not None:  # its clock goes on
             self.plan.interval = interval
@@ -208,12 +222,18 @@ class FitLoop:
             has_validation=trainer.limit_val_batches != 0,
         )
 
+    def begin_anew(self) -> None:
+        """Count from nothing, after an earlier run or where a checkpoint says nothing about the loops."""
+        self.progress = FitProgress()
+        self.resume = FitResume(self)
+
     def forget_data(self) -> None:
         """Let the loaders of an earlier run go."""
         if self.batches is not None:
             self.batches.close()
         self.batches = self._num_batches_of_workers = None
         self.resume = FitResume(self)  # also what a run took from its checkpoint and broke down before using it
+        self.progress.micro_batch_size = None
         self.val_loop.forget_data()
 
     # ---- one epoch
@@ -238,8 +258,9 @@ class FitLoop:
         self._max_steps = self.limits.max_steps
         self._last_is_uneven = self.batches.last_weight != 1.0  # type: ignore[union-attr]  # loaded above
         store.in_batch = True
-        window = trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else 1
-        return self._run_batch, choose_transfer(trainer), window
+        self._window = trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else 1
+        self.resume.announce(self.batches, self._window)  # type: ignore[arg-type]  # loaded above
+        return self._run_batch, choose_transfer(trainer), self._window
 
     def _batches_of_epoch(self) -> Iterable[tuple[Any, int, bool]]:
         """Return the batches to train on; none if a stop was asked for as the epoch began."""
@@ -258,15 +279,17 @@ class FitLoop:
         trainer.metrics.sync()
         trainer.events.on_train_epoch_end()
         trainer.metrics.sync()
-        self._schedulers.after_epoch()
+        if not self._is_cut_short:  # what they monitor may be missing
+            self.schedulers.after_epoch()
         trainer.metrics.publish_epoch(done.batches_that_stepped - 1, trainer.current_epoch)
         trainer.metrics.refresh()
         self.metrics.reset()
         done.epochs.increment("completed")
         self._profile_epoch(False)
-        self.optimization.check_last_loss()  # type: ignore[union-attr]
-        if trainer.signals.received is not None and self._agreement is None:
-            trainer.obey_signal()
+        self.optimization.losses.check()  # type: ignore[union-attr]
+        is_told = trainer.signals.received is not None if self._agreement is None else self._agreement.reached_now()
+        if is_told and self.limits.reached(done) is None and not (trainer.should_stop and self.limits.minima_met(done)):
+            self._obey_signal(is_last=True)
 
     def _sync_monitored(self) -> None:
         """Make the last batch's values that decide something the same on all ranks, so that all decide alike."""
@@ -288,8 +311,13 @@ class FitLoop:
             self._epoch_is_profiled = running
 
     def break_off(self) -> None:
-        """Close what an epoch holds open when an error has ended it."""
+        """Close what an epoch holds open when an error has ended it, and put a checkpoint taken now in order."""
         self._profile_epoch(False)
+        if self.validation is not None:
+            self.validation.rewind()
+            self.rewound, self.validation = self.validation, None
+        elif self.has_started_window:
+            back_to_window_start(self, self._window)
 
     def release(self) -> None:
         """Let go of what the last batch left, once a run has ended."""
@@ -299,14 +327,19 @@ class FitLoop:
     def _finish_window(self) -> None:
         """Step on what an accumulation window holds that nobody will fill any more."""
         if self.optimization.finish_window():  # type: ignore[union-attr]  # an epoch has begun
-            self._schedulers.after_batch(stepped=True, is_last=False)
-            self._schedulers.after_validation(stepped=True)
+            self.schedulers.after_batch(stepped=True, is_last=False)
+            self.schedulers.after_validation(stepped=True)
             self.progress.batches_that_stepped += 1
 
     def _skip_rest_of_epoch(self) -> None:
         """End the epoch regularly, but without validation."""
+        self.trainer.strategy.meet(
+            f"skipped the rest of epoch {self.trainer.current_epoch} at batch {self.batch_idx}, as"
+            " `on_train_batch_start` returned -1 there. It must return -1 on all ranks at the same batch: decide with"
+            " `trainer.strategy.reduce_boolean_decision(should_skip, all=False)`"
+        )
         self._finish_window()
-        self._schedulers.after_batch(stepped=False, is_last=True)
+        self.schedulers.after_batch(stepped=False, is_last=True)
 
     def _run_uneven_batch(self, batch: Any, batch_idx: int, divisor: int) -> Any:
         """Work on a last batch that is shorter on some ranks, weighted so that every sample counts the same."""
@@ -329,7 +362,7 @@ class FitLoop:
             self.progress.batches.increment(key)
         if is_last:
             self._finish_window()
-        self._schedulers.after_batch(stepped=False, is_last=is_last)
+        self.schedulers.after_batch(stepped=False, is_last=is_last)
         if self._validates and self._validation_is_due(is_last, due=is_last):
             self.validate()
 
@@ -338,7 +371,8 @@ class FitLoop:
         left = self.num_batches - (batch_idx - batch_idx % window)
         return window if math.isinf(left) else min(window, int(left))
 
-    def _row_is_due(self) -> bool:
+    def row_is_due(self) -> bool:
+        """Tell whether the values of this step go to the loggers."""
         trainer = self.trainer
         every = self._log_every
         return (
@@ -350,6 +384,8 @@ class FitLoop:
         if self._agreement is not None and (step + 1) % self._log_every == 0:
             board.sync_steps()
         board.publish_step(step, self.trainer.current_epoch)
+        if board.loggers and self.metrics.logs_steps:  # the row has waited for the device already
+            self.optimization.losses.check()  # type: ignore[union-attr]  # an epoch has begun
 
     # ---- validation
     @property
@@ -365,31 +401,65 @@ class FitLoop:
             return True
         return False
 
-    def validate(self) -> None:
-        """Run the validation that is due now."""
+    def validate(self) -> bool:
+        """Run the validation that is due now; False if the time for training is up before it ends."""
         trainer = self.trainer
         optimization = self.optimization
         if not (isinstance(optimization, AutomaticOptimization) and optimization.window_batches):
             trainer.lightning_module.on_validation_model_zero_grad()
         self._sync_monitored()
-        self.val_loop.run()
+        while not self._ran_through():
+            self._obey_signal(is_last=False)
+            if self._time_is_up:
+                return False
         self.metrics.batch = None  # what was logged in it gives way to what validation logged
         self.plan.ran()  # type: ignore[union-attr]  # made with the data
+        return True
+
+    def _ran_through(self) -> bool:
+        """Run a validation; False if a signal ended it: then all is as it was before, for a checkpoint."""
+        self.validation = BegunValidation(self)
+        try:
+            self.val_loop.run()
+        except ValidationLeft:
+            return False
+        self.validation = None
+        return True
+
+    def _obey_signal(self, is_last: bool) -> None:
+        """Do what a signal asks for, or let the time limit end training here."""
+        trainer, validation, self.validation = self.trainer, self.validation, None
+        time_is_up = trainer.signals.received == TIME_IS_UP
+        if time_is_up and not self._may_stop():
+            return
+        if validation is not None:
+            validation.rewind()
+        self.rewound = validation
+        trainer.obey_signal()
+        self.rewound = None
+        if validation is not None:
+            validation.count_batch()
+        self._time_is_up, self._is_cut_short = time_is_up, time_is_up and not is_last
 
     # ---- what a checkpoint interrupted
-    def finish_batch(self) -> None:
-        """Validate after the batch in whose last hook a checkpoint was taken, if it is due there."""
+    def finish_batch(self, *, is_validated: bool = False) -> None:
+        """Validate after the batch in whose last hook a checkpoint was taken, if it is due there, and do the rest."""
         self._validates = self.validation_enabled and self.plan.epoch_is_due(self.trainer.current_epoch)  # type: ignore[union-attr]
         self.batch_idx = self.progress.batches.current.processed - 1
-        if self._validates and self._validation_is_due(self.progress.batches.is_last_batch, due=True):
-            self.validate()
-        self._schedulers.after_validation(stepped=True)
+        done, window = self.progress, self.trainer.accumulate_grad_batches
+        is_counted = done.batches.is_last_batch or done.batches.current.processed % window == 0
+        if not is_validated and self._validates and self._validation_is_due(done.batches.is_last_batch, due=True):
+            done.batches_that_stepped -= is_counted  # as when the batch is not over: where validation logs
+            ran_through = self.validate()
+            done.batches_that_stepped += is_counted
+            if not ran_through:
+                return
+        self.schedulers.after_validation(stepped=True)
 
-    def finish_epoch_schedulers(self) -> None:
-        """Step the schedulers that wait for an epoch's metrics, when the checkpoint was taken just before."""
-        self.progress.epochs.current.completed -= 1
-        self._schedulers.after_epoch()
-        self.progress.epochs.current.completed += 1
+    def finish_epoch(self) -> None:
+        """End the epoch in whose last step a checkpoint was taken."""
+        self._begin_epoch()
+        self._end_epoch()
 
     # ---- when to stop
     def _is_done(self, *, quiet: bool = False) -> bool:
@@ -425,7 +495,7 @@ class FitLoop:
 
     def _may_stop(self) -> bool:
         if self.limits.minima_met(self.progress):
-            self._stopped_for = "`trainer.should_stop` was set"
+            self._stopped_for = "its time is up" if self._time_is_up else "`trainer.should_stop` was set"
             return True
         if not self._told_minima:
             rank_zero_info(

@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,8 @@ from torch.optim import LBFGS, Optimizer
 
 from fulmen.core.module import LightningModule
 from fulmen.core.optimizer import LightningOptimizer, do_nothing_closure
+from fulmen.loops.finite import LossWatch, add_place
+from fulmen.loops.gradients import average_gradients, rescale_gradients
 from fulmen.plugins.precision.precision import Precision
 from fulmen.strategies.strategy import Strategy
 from fulmen.utilities.exceptions import MisconfigurationException
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     from fulmen.trainer.event_table import EventTable
     from fulmen.utilities.types import STEP_OUTPUT
 
-__all__ = ["AutomaticOptimization", "ManualOptimization", "check_loss_is_finite", "takes_batch_idx"]
+__all__ = ["AutomaticOptimization", "ManualOptimization", "takes_batch_idx"]
 
 
 class _Optimization:
@@ -47,6 +50,8 @@ class _Optimization:
         self.progress = progress
         self.wants_outputs = wants_outputs
         self.told = told  # of what this fit was warned already
+        self.losses = LossWatch(progress, told, rank=strategy.global_rank, world_size=strategy.world_size)
+        self.last_loss: Tensor | None = None  # as it was differentiated, but not scaled
         self.takes_batch_idx = takes_batch_idx(module.training_step)
         self.precision = strategy.precision_plugin
         # the plain context is made once; others are asked for each step, as a user's may be for one use
@@ -64,6 +69,16 @@ class _Optimization:
             or self.own_backward
             or not self.precision.is_plain
         )
+        if torch.is_anomaly_enabled():
+            self.differentiate = partial(self._name_the_place, self.differentiate)  # type: ignore[method-assign]
+
+    def _name_the_place(self, differentiate: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        """Run the backward pass; an error of `detect_anomaly` tells in which batch it came up."""
+        try:
+            differentiate(*args, **kwargs)
+        except RuntimeError as error:
+            add_place(error, self.progress, rank=self.strategy.global_rank, world_size=self.strategy.world_size)
+            raise
 
     def measure(self, profiled: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:
         """Have the step and the backward pass measured by a profiler.
@@ -75,7 +90,9 @@ class _Optimization:
         self.differentiate = profiled("backward", self.differentiate)  # type: ignore[method-assign]
 
     def release(self) -> None:
-        """Do nothing: subclasses that keep something of the last batch let go of it when a run has ended."""
+        """Let go of what the last batch left, which could hold its graph; called when a run has ended."""
+        self.last_loss = None
+        self.losses.clear()
 
     def differentiate(self, loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> None:
         """Run the backward pass of `loss` between its hooks."""
@@ -142,7 +159,6 @@ class AutomaticOptimization(_Optimization):
                 self.own_zero_grad = True
             self.torch_step = quick_step(self.optimizer)
         self.outputs: dict[str, Any] = {}
-        self.last_loss: Tensor | None = None
         # ---- the accumulation window
         self.window_batches = 0  # batches seen in it
         self.window_losses = 0  # batches whose loss was differentiated in it
@@ -194,27 +210,14 @@ class AutomaticOptimization(_Optimization):
         self.window_batches = 0
         if has_gradients:
             if self.is_parallel and self.optimizer is not None:
-                self._average_gradients(self.optimizer)
+                average_gradients(self.strategy, self.optimizer)
             self._step_directly()
         return has_gradients
 
-    def _average_gradients(self, optimizer: Optimizer) -> None:
-        """Average over ranks what was accumulated without doing so, as nobody said which batch was the last."""
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        used = self.strategy.agree([int(parameter.grad is not None) for parameter in parameters], op="max")
-        for parameter in (each for each, is_used in zip(parameters, used, strict=True) if is_used):
-            if parameter.grad is None:  # only other ranks have used it
-                parameter.grad = torch.zeros_like(parameter)
-            parameter.grad.copy_(self.strategy.all_reduce(parameter.grad, reduce_op="mean"))
-
     def release(self) -> None:
         """Let go of what the last batch left, which could hold its graph; called when a run has ended."""
-        self.outputs, self.last_loss, self.window_batches = {}, None, 0
-
-    def check_last_loss(self) -> None:
-        """Warn if training has run into NaN; on a device looked at once an epoch, as reading waits for it."""
-        if self.last_loss is not None:
-            check_loss_is_finite(self.last_loss, self.progress, self.told)
+        super().release()
+        self.outputs, self.window_batches = {}, 0
 
     def forward_backward(self, batch: Any, batch_idx: int) -> Tensor | None:
         """Call `training_step`, clear the gradients at a window's start, and differentiate the loss."""
@@ -236,8 +239,10 @@ class AutomaticOptimization(_Optimization):
         if loss is not None:
             self.window_losses += 1
             self.differentiate(loss, self.optimizer)
-            if loss.is_cpu and loss.numel() == 1 and not math.isfinite(loss.item()):
-                self.check_last_loss()
+            if not loss.is_cpu:
+                self.losses.note(loss)
+            elif loss.numel() == 1 and not math.isfinite(loss.item()):
+                self.losses.report(loss.item())
         elif self.is_parallel:
             raise RuntimeError(
                 f"`training_step` returned None on batch {batch_idx} on rank {self.strategy.global_rank} of"
@@ -302,7 +307,7 @@ class AutomaticOptimization(_Optimization):
             steps.increment("completed")
             return
         if self.window_losses != self.divisor:
-            _rescale_gradients(self.optimizer, self.divisor / self.window_losses)
+            rescale_gradients(self.optimizer, self.divisor / self.window_losses)
         if self.needs_closure:  # only to finish a window whose last batch nobody announced
             steps.increment("ready")
             self.optimizer_step(self.optimizer, lambda: None)
@@ -334,7 +339,7 @@ class AutomaticOptimization(_Optimization):
             self.window_losses = earlier_losses
             loss = self.forward_backward(batch, batch_idx)
             if self.window_losses not in (0, self.divisor):
-                _rescale_gradients(self.optimizer, self.divisor / self.window_losses)  # type: ignore[arg-type]
+                rescale_gradients(self.optimizer, self.divisor / self.window_losses)  # type: ignore[arg-type]
             if loss is None or not shares_loss:
                 return None if loss is None else loss.detach()
             return self.strategy.all_reduce(loss.detach().clone(), reduce_op="mean")  # type: ignore[no-any-return]
@@ -389,9 +394,6 @@ class ManualOptimization(_Optimization):
         """Do nothing: windows are the user's in manual optimization."""
         return False
 
-    def check_last_loss(self) -> None:
-        """Do nothing: losses are the user's in manual optimization."""
-
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], **kwargs: Any) -> Any:
         """Step one of the user's optimizers, counted and with its hook."""
         steps, hook = self.progress.manual_steps, self.scope.hook
@@ -419,28 +421,19 @@ class ManualOptimization(_Optimization):
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Differentiate a loss of the user's, with the hooks around it."""
         hook = self.scope.hook
-        self.differentiate(loss if self.weight == 1.0 else loss * self.weight, None, *args, **kwargs)
+        loss = loss if self.weight == 1.0 else loss * self.weight
+        self.last_loss = loss.detach()  # the user may want the graph to be gone
+        self.differentiate(loss, None, *args, **kwargs)
+        if not loss.is_cpu:
+            self.losses.note(loss)
+        elif loss.numel() == 1 and not math.isfinite(loss.item()):
+            self.losses.report(loss.item())
         self.scope.hook = hook
 
 
 def takes_batch_idx(step: Callable[..., Any]) -> bool:
     """Tell whether a step method wants the batch's index as second argument."""
     return is_param_in_hook_signature(step, "batch_idx", min_args=2)
-
-
-def check_loss_is_finite(loss: Tensor, progress: FitProgress, told: set[str]) -> None:
-    """Warn, once in a fit, of a loss that is NaN or infinite; `told` keeps that it was done."""
-    value = loss.sum().item()  # sync: called at an epoch's end, or when the loss is on the CPU
-    if math.isfinite(value) or "not finite" in told:
-        return
-    told.add("not finite")
-    rank_zero_warn(
-        f"The loss is {value} at epoch {progress.epochs.current.completed}, batch {progress.batches.current.ready - 1}"
-        f" (global step {progress.global_step}); from here on the weights are likely to be {value} too."
-        " Find the operation with `Trainer(detect_anomaly=True)`, look at the batch, lower the learning rate, or set"
-        " `gradient_clip_val`. To stop in such a case, use `EarlyStopping(..., check_finite=True)`.",
-        category=RuntimeWarning,
-    )
 
 
 def _loss_of(output: Any) -> Tensor | None:
@@ -492,13 +485,6 @@ def _differentiable(loss: Tensor) -> Tensor:
             " parameters; return None to skip a batch."
         )
     return loss.squeeze()
-
-
-def _rescale_gradients(optimizer: Optimizer, factor: float) -> None:
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                parameter.grad.mul_(factor)
 
 
 def _step_demands_closure(optimizer: Optimizer | None) -> bool:

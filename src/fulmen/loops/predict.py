@@ -123,6 +123,8 @@ class PredictionLoop:
                 self._predictions[dataloader_idx].append(_to_cpu(output))
             if signals.received is not None if agreement is None else agreement.reached():
                 trainer.obey_signal()
+        if agreement is not None and agreement.answer():
+            trainer.obey_signal()
         events.on_predict_epoch_end()
         events.on_predict_end()
 

@@ -81,6 +81,7 @@ class FitProgress:
     manual_steps: Progress = field(default_factory=lambda: Progress(keys=_STEP_KEYS))
     scheduler_steps: Progress = field(default_factory=lambda: Progress(keys=_STEP_KEYS))
     batches_that_stepped: int = 0
+    micro_batch_size: int | None = None  # of `accumulate_grad_batches="auto"`, once memory has run out
 
     @property
     def global_step(self) -> int:
@@ -101,7 +102,7 @@ class FitProgress:
             "epoch_loop.state_dict": {"_batches_that_stepped": self.batches_that_stepped},
             "epoch_loop.batch_progress": {**self.batches.state_dict(), "is_last_batch": self.batches.is_last_batch},
             "epoch_loop.scheduler_progress": self.scheduler_steps.state_dict(),
-            "epoch_loop.automatic_optimization.state_dict": {},
+            "epoch_loop.automatic_optimization.state_dict": self._automatic_state(),
             "epoch_loop.automatic_optimization.optim_progress": {
                 "optimizer": {"step": self.optimizer_steps.state_dict(), "zero_grad": self.zero_grads.state_dict()}
             },
@@ -110,8 +111,12 @@ class FitProgress:
             "epoch_progress": self.epochs.state_dict(),
         }
 
+    def _automatic_state(self) -> dict[str, int]:
+        return {} if self.micro_batch_size is None else {"micro_batch_size": self.micro_batch_size}
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` returned, or what Lightning wrote."""
+        self.micro_batch_size = state.get("epoch_loop.automatic_optimization.state_dict", {}).get("micro_batch_size")
         self.epochs.load_state_dict(state["epoch_progress"])
         self.batches.load_state_dict(state["epoch_loop.batch_progress"])
         self.scheduler_steps.load_state_dict(state["epoch_loop.scheduler_progress"])

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
+from fulmen.core.callback import Callback
+from fulmen.core.module import LightningModule
 from fulmen.metrics.objects import load_metric_states, metric_states
+from fulmen.utilities.model_helpers import is_overridden
+from fulmen.utilities.seed import set_rng_states
 
 if TYPE_CHECKING:
     from fulmen.data.prefetch import TrainBatches
     from fulmen.loops.fit import FitLoop
+    from fulmen.trainer.trainer import Trainer
 
 __all__ = ["FitResume"]
+
+_HOOKS_INSIDE_BATCH = (
+    "on_train_batch_start",
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "on_exception",
+)
 
 
 class FitResume:
@@ -27,10 +39,13 @@ class FitResume:
         self.is_mid_epoch = False
         self._epoch_was_processed = False
         self._batch_was_processed = False
+        self._was_validated = False
         self._is_loaded = False
         self._position: dict[str, Any] | None = None
+        self._epoch_of_last_load: int | None = None
+        self._rng_at_request: dict[str, Any] | None = None
         self._loader_states: list[Any] | None = None
-        self._metrics: dict[str, float] = {}
+        self._shown: dict[str, dict[str, float]] = {}
 
     # ---- reading a checkpoint
     def loaded(self, state: dict[str, Any]) -> None:
@@ -59,10 +74,13 @@ class FitResume:
     def load_position_state(self, state: dict[str, Any]) -> None:
         """Take back what `position_state` returned."""
         self._position = state.get("train")
+        self._was_validated = state.get("is_validated", False)
+        self._epoch_of_last_load = state.get("epoch_of_last_load")
+        self._rng_at_request = (self._position or {}).get("rng_at_request")
         self._loop.progress.batches_that_stepped = state.get(
             "batches_that_stepped", self._loop.progress.batches_that_stepped
         )
-        self._metrics = state.get("callback_metrics", {})
+        self._shown = {kind: state[kind] for kind in ("callback_metrics", "logged_metrics") if kind in state}
         self._loop.val_loop.load_position_state(state.get("val"))
         module = self._loop.trainer.lightning_module
         load_metric_states(module, state.get("metric_states", {}))
@@ -77,26 +95,41 @@ class FitResume:
         if loop.batches is None:
             return {}
         current = loop.progress.batches.current
-        metrics = loop.trainer.callback_metrics
         of_validation = loop.val_loop.metrics.metric_paths() - loop.metrics.metric_paths()  # each one begins anew
         return {
-            "train": loop.batches.state_dict(current.processed),
+            "train": loop.batches.state_dict(current.processed, is_over=not self._is_inside_epoch()),
+            "epoch_of_last_load": loop.epoch_of_last_load,
             "batches_that_stepped": loop.progress.batches_that_stepped + self._counts_soon(),
             "val": loop.val_loop.position_state(),
             "metrics": loop.metrics.state_dict(),
             "metric_states": metric_states(loop.trainer.lightning_module, without=of_validation),
-            "callback_metrics": {k: v.item() for k, v in metrics.items() if isinstance(v, Tensor) and v.numel() == 1},
+            "is_validated": self._is_inside_epoch() and loop.val_loop.is_ending,
+            **loop.trainer.metrics.shown(),
         }
 
     def _counts_soon(self) -> bool:
         """Tell whether the current batch stepped and is only counted once its last hooks and validation are over."""
         loop = self._loop
-        epochs, batches = loop.progress.epochs.current, loop.progress.batches
-        inside = epochs.started > epochs.completed and epochs.processed == epochs.completed
-        if not inside or batches.current.processed == 0 or batches.current.ready != batches.current.processed:
+        batches = loop.progress.batches
+        current = batches.current
+        if not self._is_inside_epoch() or current.processed == 0 or current.ready != current.processed:
             return False
         window = loop.trainer.accumulate_grad_batches
         return batches.is_last_batch or batches.current.processed % window == 0
+
+    def _is_inside_epoch(self) -> bool:
+        epochs = self._loop.progress.epochs.current
+        return epochs.started > epochs.completed and epochs.processed == epochs.completed
+
+    def announce(self, batches: TrainBatches, window: int) -> None:
+        """Tell the training data how far a position may lie behind what was handed out, in the epoch that begins.
+
+        Args:
+            batches: The training data.
+            window: Batches of an accumulation window: an error makes all of an unfinished one count as not done.
+        """
+        batches.num_behind = window
+        batches.notes_requests = _may_save_inside_batch(self._loop.trainer)
 
     # ---- going on
     def classify(self) -> None:
@@ -104,7 +137,7 @@ class FitResume:
         if self._is_loaded:
             self._is_loaded = False
             return
-        self.is_mid_epoch = self._batch_was_processed = self._epoch_was_processed = False
+        self.is_mid_epoch = self._batch_was_processed = self._epoch_was_processed = self._was_validated = False
         for counts in (self._loop.progress.epochs.total, self._loop.progress.epochs.current):
             counts.ready = counts.started = counts.processed = counts.completed
 
@@ -115,25 +148,67 @@ class FitResume:
             batches.load_loader_states(self._loader_states)
         if self._position is not None:
             batches.load_state_dict(self._position)
+            if self.is_mid_epoch:  # another number where the batches have another size now
+                done = self._loop.progress.batches.current
+                done.ready = done.started = done.completed = done.processed = batches.num_consumed
         elif self.is_mid_epoch:
             batches.set_start(self._loop.progress.batches.current.processed)
-        self._loader_states = self._position = None
+        if self._epoch_of_last_load is not None:
+            self._loop.epoch_of_last_load = self._epoch_of_last_load
+        self._loader_states = self._position = self._epoch_of_last_load = None
         self._loop.val_loop.apply_position()
 
     def continue_interrupted(self) -> None:
         """Do what was left of the interrupted batch and epoch, with the random numbers it would have had."""
         loop = self._loop
-        loop.trainer.restore_rng()
-        if self._metrics:
-            loop.trainer.metrics.recall(self._metrics)
-            self._metrics = {}
-        if self._epoch_was_processed:
-            self._epoch_was_processed = False
-            loop.finish_epoch_schedulers()
-        if self._batch_was_processed:
-            self._batch_was_processed = False
-            loop.finish_batch()
+        self._restore()
+        if self._rng_at_request is not None:  # the batch in which the checkpoint was taken begins anew
+            set_rng_states(self._rng_at_request)
+            self._rng_at_request = None
+        self.finish_schedulers()
+        if self._batch_was_processed or self._was_validated:
+            loop.finish_batch(is_validated=self._was_validated)
+            self._batch_was_processed = self._was_validated = False
+        if self.ends_last_epoch:
+            loop.finish_epoch()
+
+    @property
+    def ends_last_epoch(self) -> bool:
+        """Whether the checkpoint was taken at the last step of training, but before the end of its epoch."""
+        return self.is_mid_epoch and self._loop.limits.steps_reached(self._loop.progress) is not None
+
+    def show_finished(self, batches: TrainBatches) -> None:
+        """Where training was over when the checkpoint was taken: put everything to where it ended."""
+        self.load_position(batches)
+        self._restore()
+        self.finish_schedulers()
+
+    def _restore(self) -> None:
+        trainer = self._loop.trainer
+        trainer.restore_rng()
+        trainer.metrics.recall(self._shown)
+        self._shown = {}
+
+    def finish_schedulers(self) -> None:
+        """Step the schedulers that wait for an epoch's metrics, if the checkpoint was taken just before."""
+        if not self._epoch_was_processed:
+            return
+        self._epoch_was_processed = False
+        completed = self._loop.progress.epochs.current
+        completed.completed -= 1
+        self._loop.schedulers.after_epoch()
+        completed.completed += 1
 
     def consume(self) -> None:
         """The interrupted epoch goes on now; later ones begin normally."""
         self.is_mid_epoch = False
+
+
+def _may_save_inside_batch(trainer: Trainer) -> bool:
+    """Tell if a checkpoint may be taken while a batch is worked on; our own callbacks do that only after errors."""
+    if is_overridden("on_train_batch_start", trainer.lightning_module, LightningModule):
+        return True
+    if any(getattr(each, "save_on_exception", True) for each in trainer.checkpoint_callbacks):
+        return True
+    others = [each for each in trainer.callbacks if not type(each).__module__.startswith("fulmen.")]
+    return any(is_overridden(hook, each, Callback) for each in others for hook in _HOOKS_INSIDE_BATCH)

@@ -123,9 +123,9 @@ def signal_agreement(trainer: Trainer, batches: EvalBatches) -> SignalAgreement 
     if trainer.world_size == 1:
         return None
     per_rank = [sum(counts) for counts in zip(*batches.global_num_batches, strict=True)]
-    least = min(per_rank, default=0)
-    # Streams may end after different numbers of batches, where nobody would answer: the signal waits for their end.
-    return SignalAgreement(trainer.strategy, trainer.signals, count=0 if math.isinf(least) else int(least))
+    if any(math.isinf(count) for count in per_rank):  # streams may end after different numbers of batches
+        return SignalAgreement(trainer.strategy, trainer.signals, has_end=True)
+    return SignalAgreement(trainer.strategy, trainer.signals, count=int(min(per_rank, default=0)))
 
 
 def interleaved(per_rank: list[list[Any]]) -> list[Any]:

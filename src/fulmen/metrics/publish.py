@@ -158,10 +158,27 @@ class MetricBoard:
         self._logged.update(logged)
         self._progress.update(progress)
 
-    def recall(self, metrics: dict[str, float]) -> None:
-        """Show the values that a checkpoint remembers, until they are logged again."""
-        for name, value in metrics.items():
-            self._callback.setdefault(name, torch.tensor(value))
+    def shown(self) -> dict[str, dict[str, float]]:
+        """Return the single values that callbacks and loggers see now, as plain data."""
+        self.refresh()
+        return {
+            kind: {
+                name: value.item()
+                for name, value in metrics.items()
+                if isinstance(value, Tensor) and value.numel() == 1
+            }
+            for kind, metrics in (("callback_metrics", self._callback), ("logged_metrics", self._logged))
+        }
+
+    def recall(self, shown: dict[str, dict[str, float]]) -> None:
+        """Show the values that a checkpoint remembers, until they are logged again.
+
+        Args:
+            shown: What `shown` returned.
+        """
+        for kind, metrics in (("callback_metrics", self._callback), ("logged_metrics", self._logged)):
+            for name, value in shown.get(kind, {}).items():
+                metrics.setdefault(name, torch.tensor(value))
 
     def to_cpu(self) -> None:
         """Move the values off the device at the end of a run."""

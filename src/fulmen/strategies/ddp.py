@@ -160,6 +160,12 @@ class DDPStrategy(ParallelStrategy):
         return devices[self.local_rank]
 
     @property
+    def averages_gradients_plainly(self) -> bool:
+        """Whether torch's wrapper exchanges gradients in its own way, so that a mean over ranks does the same."""
+        is_special = self._ddp_comm_hook is not None or self._model_averaging_period is not None
+        return not is_special and type(self).setup_module is DDPStrategy.setup_module
+
+    @property
     def start_method(self) -> _StartMethod:
         """How processes are made, where nothing else has made them."""
         return self._start_method

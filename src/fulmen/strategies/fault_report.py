@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
 import socket
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch.distributed as dist
@@ -18,13 +20,18 @@ from fulmen.utilities.exceptions import RankFailedError, SIGTERMException
 from fulmen.utilities.rank_zero import rank_prefixed_message, rank_zero_only
 
 __all__ = [
+    "LAUNCH_FOLDER_VARIABLE",
     "Report",
     "as_exception",
     "end_process",
     "is_consequence",
     "is_launched",
     "mark_launched",
+    "write_report",
 ]
+
+LAUNCH_FOLDER_VARIABLE = "FULMEN_LAUNCH_FOLDER"
+"""Where spawned processes find their task, and leave their results and reports."""
 
 _LAUNCHED_VARIABLE = "FULMEN_LAUNCHED"  # see `mark_launched`
 
@@ -45,7 +52,8 @@ class Report:
     """Why a rank leaves a run.
 
     Attributes:
-        kind: "error": an exception; "death": the process is gone; "leave": it was interrupted or called `sys.exit`.
+        kind: "error": an exception; "death": the process is gone; "leave": it was interrupted or called `sys.exit`;
+            "hang": it, or all, stood still for too long.
         rank: Which one.
         host: Name of its machine.
         pid: Its process id; 0 if that is not known.
@@ -55,7 +63,7 @@ class Report:
         is_consequence: It looks as if another process had failed before.
     """
 
-    kind: Literal["error", "death", "leave"]
+    kind: Literal["error", "death", "leave", "hang"]
     rank: int
     host: str
     pid: int
@@ -95,7 +103,7 @@ class Report:
     def message(self) -> str:
         """Return what to show: who failed, and last its own words."""
         who = f"Rank {self.rank} ({f'process {self.pid} on ' if self.pid else ''}{self.host})"
-        verb = {"error": "failed", "death": "died", "leave": "left the run"}[self.kind]
+        verb = {"error": "failed", "death": "died", "leave": "left the run", "hang": "stands still"}[self.kind]
         return f"{who} {verb}, so all ranks end.\n\n{self.text}"
 
 
@@ -150,7 +158,14 @@ def end_process(report: Report) -> None:
     Args:
         report: About the process that failed.
     """
-    if is_launched():
+    if report.kind == "hang":  # the whole was shown before, once
+        folder = os.environ.get(LAUNCH_FOLDER_VARIABLE)
+        if folder is not None and is_launched():
+            write_report(Path(folder, f"report_{rank_zero_only.rank}.json"), report)
+        if rank_zero_only.rank:
+            os._exit(1)
+        text = _prefix() + "ended by `HangWatchdog`: " + report.text.rstrip().rsplit("\n", 1)[-1]
+    elif is_launched():
         line = report.text.rstrip().rsplit("\n", 1)[-1]
         text = f"{_prefix()}ends because rank {report.rank} ended: {line}"
     else:
@@ -160,6 +175,18 @@ def end_process(report: Report) -> None:
         os.write(2, f"\n{text}\n".encode(errors="replace"))
     is_quiet = report.kind == "leave" and report.exit_code > 0
     os._exit(report.exit_code if is_quiet else 1)
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Leave a report to the process that started this one.
+
+    Args:
+        path: The file.
+        report: The report.
+    """
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps(asdict(report)))
+    unfinished.replace(path)
 
 
 def _exit_code_of(error: BaseException) -> int:

@@ -24,19 +24,22 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import timedelta
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not declared so
 
 from fulmen.strategies.fault_report import Report, end_process, is_consequence, is_launched
+from fulmen.strategies.fault_scene import is_backward, is_exchange
 from fulmen.utilities.exceptions import RankFailedError
 from fulmen.utilities.rank_zero import rank_prefixed_message, rank_zero_only
+from fulmen.utilities.stack_dump import StackLine, stack_of
 
-__all__ = ["CLEANUP_S", "GRACE_S", "FaultWatch"]
+__all__ = ["BACKWARD_GRACE_S", "CLEANUP_S", "GRACE_S", "FaultWatch"]
 
 GRACE_S = 3.0  # for a rank that does not notice by itself that another failed
+BACKWARD_GRACE_S = 30.0
 CLEANUP_S = 9.0  # for one that noticed and is on its way out: exception checkpoints, loggers
 
 _WAIT_FOR_CULPRIT_S = 2.0  # an error may arrive before the message that explains it
@@ -59,6 +62,8 @@ class FaultWatch:
         world_size: Number of processes.
         poll_s: How often to look at deadlines, in seconds; messages are read at once.
         grace_s: How long this process may run on after another one failed, in seconds.
+        backward_grace_s: How long one backward may take after another rank has come to its end, in seconds: it may
+            exchange gradients that never come, or just be slow.
 
     Example::
 
@@ -82,6 +87,7 @@ class FaultWatch:
         world_size: int,
         poll_s: float = 0.5,
         grace_s: float = GRACE_S,
+        backward_grace_s: float = BACKWARD_GRACE_S,
     ) -> None:
         # settings
         self.address = address
@@ -90,6 +96,7 @@ class FaultWatch:
         self.world_size = world_size
         self.poll_s = poll_s
         self.grace_s = grace_s
+        self.backward_grace_s = backward_grace_s
         # state
         self._line: _Line | None = None
         self._previous_hook: Callable[..., Any] | None = None
@@ -152,6 +159,11 @@ class FaultWatch:
             _write_elastic_error(own, is_own=True)
         return None
 
+    def leave(self) -> None:
+        """Let this rank take its time to clean up: all ranks leave the run now, as they have agreed."""
+        if self._line is not None:
+            self._line.is_leaving = True
+
     def announce(self, report: Report) -> None:
         """Tell all ranks of the end of another process, which could not do it itself.
 
@@ -160,6 +172,15 @@ class FaultWatch:
         """
         if self._line is not None:
             self._line.say(report)
+
+    def accept(self, report: Report) -> None:
+        """Take what another part of this process has found out with the other ranks, who know it as well.
+
+        Args:
+            report: What ends the run.
+        """
+        if self._line is not None:
+            self._line.receive(report)
 
     def wait_for_report(self, timeout_s: float) -> Report | None:
         """Wait until some rank has failed.
@@ -251,6 +272,8 @@ class _Line(threading.Thread):
         self._watched_thread = threading.get_ident()
         self._arrived_at = 0.0
         self._waits_since: float | None = None
+        self._backward: FrameType | None = None
+        self._backward_since = 0.0
         self._ended_regularly: set[int] = set()
 
     # ---- what differs between rank 0 and the others
@@ -370,16 +393,15 @@ class _Line(threading.Thread):
         report, now = self.first_report, time.monotonic()
         if (report is None and not self._ended_regularly) or self.is_released:
             return
-        if not _waits_for_others(self._watched_thread):
-            self._waits_since = None
-        elif self._waits_since is None:
-            self._waits_since = now
+        self._note_waiting(now)
         is_stuck = self._waits_since is not None and now - self._waits_since >= self.watch.grace_s
         if report is None:
+            is_stuck = is_stuck or now - self._backward_since >= self.watch.backward_grace_s
             if is_stuck:
-                self._waits_since = None
+                self._waits_since, self._backward_since = None, now
                 rank = min(self._ended_regularly)
                 text = f"Its program came to an end while rank {self.watch.rank} still waits for it in a collective."
+                text += " All ranks have to make the same number of steps."
                 self.say(Report("death", rank, "", 0, time.time(), text))
             return
         if self.is_leaving:
@@ -392,6 +414,17 @@ class _Line(threading.Thread):
             is_late = waits_in_vain or now - self._arrived_at >= self.watch.grace_s
         if is_late and not self.is_closed:
             end_process(report)
+
+    def _note_waiting(self, now: float) -> None:
+        """Keep since when the watched thread is in a collective, and since when in one and the same backward."""
+        stack = stack_of(self._watched_thread)
+        backward = _backward_of(self._watched_thread, stack)
+        if not _waits_for_others(stack):
+            self._waits_since = None
+        elif self._waits_since is None:
+            self._waits_since = now
+        if backward is None or backward is not self._backward:
+            self._backward, self._backward_since = backward, now
 
     def drop(self) -> None:
         """Close the connections without a word, in a forked process; as copies they would hide the end of this one."""
@@ -607,16 +640,16 @@ def _keep_alive(connection: socket.socket) -> None:
 # ---- this process
 
 
-def _waits_for_others(thread: int) -> bool:
+def _waits_for_others(stack: list[StackLine]) -> bool:
     """Tell whether a thread is inside a collective that torch offers in Python."""
-    frame = sys._current_frames().get(thread)
-    for _ in range(4):
-        if frame is None:
-            return False
-        if f"{os.sep}torch{os.sep}distributed{os.sep}" in frame.f_code.co_filename:
-            return True
-        frame = frame.f_back
-    return False
+    return any(is_exchange(line.file) for line in stack[:4])
+
+
+def _backward_of(thread: int, stack: list[StackLine]) -> FrameType | None:
+    """Return the call of autograd that a thread is in, as an object that stands for this very call."""
+    if not stack or not is_backward(stack[0].file):
+        return None
+    return sys._current_frames().get(thread)  # it waits in native code: looking at its frame is safe
 
 
 def _warn(text: str) -> None:

@@ -168,12 +168,13 @@ def check_flags(**flags: Any) -> None:
 
 
 def check_accumulate(value: Any) -> int:
-    """Check `accumulate_grad_batches`."""
-    number = _as_int(value)
+    """Check `accumulate_grad_batches`; with "auto" a window is one batch."""
+    number = 1 if value == "auto" else _as_int(value)
     if number is None or number < 1:
         raise MisconfigurationException(
             f"`Trainer(accumulate_grad_batches={value!r})` must be an int of at least 1: the number of batches per"
-            " optimizer step. To change it over epochs use the callback `GradientAccumulationScheduler`."
+            " optimizer step; or 'auto', which divides a batch that does not fit into memory. To change it over epochs"
+            " use the callback `GradientAccumulationScheduler`."
         )
     return number
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from fulmen.core.callback import Callback
 from fulmen.core.module import LightningModule
+from fulmen.loops.micro_batches import check_can_split
 from fulmen.utilities.exceptions import MisconfigurationException
 from fulmen.utilities.model_helpers import is_overridden
 from fulmen.utilities.rank_zero import rank_zero_deprecation, rank_zero_warn
@@ -104,6 +105,8 @@ def _check_fit(trainer: Trainer, module: LightningModule) -> None:
             " `val_dataloaders` to `Trainer.fit`.",
             category=PossibleUserWarning,
         )
+    if trainer.splits_batches:
+        check_can_split(trainer.strategy, module)
     if not module.automatic_optimization:
         _check_manual(trainer, name)
 

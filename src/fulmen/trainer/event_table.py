@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from fulmen.callbacks.checkpoint import Checkpoint
 from fulmen.core.callback import Callback
 from fulmen.core.datamodule import LightningDataModule
-from fulmen.core.events import EVENTS, Event, Receiver
+from fulmen.core.events import EVENTS, PER_EPOCH, Event, Receiver
 from fulmen.core.module import LightningModule
+from fulmen.plugins.io.checkpoint_io import CheckpointIO
 from fulmen.strategies.strategy import Strategy
 from fulmen.utilities.model_helpers import is_overridden
 
@@ -120,6 +121,8 @@ class EventTable:
 
     def _found(self, event: Event) -> list[tuple[Receiver, str, Hook]]:
         found: list[tuple[Receiver, str, Hook]] = []
+        if event.name == "on_train_batch_end":
+            found.extend((Receiver.CALLBACKS, label, hook) for label, hook in _background_errors(self._trainer))
         for receiver in event.receivers:
             found.extend((receiver, label, hook) for label, hook in self._of(receiver, event))
         return found
@@ -137,7 +140,7 @@ class EventTable:
                 for callback in chosen
                 if is_overridden(name, callback, Callback)
             ]
-            if receiver is Receiver.MONITORS and hooks and trainer.world_size > 1:
+            if receiver is Receiver.MONITORS and event.log is PER_EPOCH and hooks and trainer.world_size > 1:
                 hooks.insert(0, ("[Metrics]sync", _synced(trainer)))  # what the module has just logged, over all ranks
             return hooks
         owner, parent = {
@@ -162,6 +165,18 @@ def _synced(trainer: Trainer) -> Hook:
         trainer.metrics.sync()
 
     return sync
+
+
+def _background_errors(trainer: Trainer) -> list[tuple[str, Hook]]:
+    """What raises, after a batch, the error of a checkpoint that is written meanwhile; nothing if none is."""
+    checkpoint_io = trainer.strategy.checkpoint_io
+    if not is_overridden("raise_pending", checkpoint_io, CheckpointIO):
+        return []
+
+    def raise_pending(*_: Any) -> None:
+        checkpoint_io.raise_pending()
+
+    return [(f"[CheckpointIO]{type(checkpoint_io).__name__}", raise_pending)]
 
 
 def _is_monitor(callback: Callback) -> bool:

@@ -50,6 +50,7 @@ def requeue(trainer: Trainer, signum: int) -> None:
     if trainer.is_global_zero:
         is_queued = environment.requeue()  # type: ignore[union-attr]  # `requeue_signal` has found one that can
     if strategy.broadcast(is_queued):
+        trainer.signals.is_obeyed = True
         raise RequeuedException(128 + signum)
     trainer.signals.received = None
     rank_zero_warn(

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fulmen.checkpoint.auto import explaining_misfit
 from fulmen.checkpoint.contents import (
+    OWN_KEY,
     restore_callbacks,
     restore_loops,
     restore_modules,
@@ -28,9 +30,13 @@ from fulmen.checkpoint.contents import (
     restore_precision,
 )
 from fulmen.checkpoint.paths import resolve_ckpt_path
+from fulmen.checkpoint.run_record import restore_log, send_owed_row
 from fulmen.core.hooks import DataHooks, ModelHooks
 from fulmen.core.module import LightningModule
+from fulmen.core.whereabouts import whereabouts
+from fulmen.data.worker_report import end_workers_behind, explain_worker_failure
 from fulmen.loggers.params import merge_hparams
+from fulmen.strategies.fault_watch import FaultWatch
 from fulmen.trainer.checks import check_callbacks, check_run
 from fulmen.trainer.defaults import add_module_callbacks
 from fulmen.trainer.event_table import owner_label
@@ -78,16 +84,28 @@ def run(
             results = trainer.predict_loop.run()
         else:
             results = (trainer.validate_loop if fn == TrainerFn.VALIDATING else trainer.test_loop).run()
+        _share_late_signal(trainer)
         finish(trainer)
     except KeyboardInterrupt as interrupt:
-        rank_zero_info("Interrupted (Ctrl-C): finishing cleanly. Press Ctrl-C again to stop at once.")
+        if trainer.signals.received != signal.SIGINT:  # else that was said
+            rank_zero_info("Interrupted (Ctrl-C): finishing cleanly. Press Ctrl-C again to stop at once.")
         trainer.state.status = TrainerStatus.INTERRUPTED
         abort(trainer, interrupt)
         raise SystemExit(128 + signal.SIGINT) from interrupt
     except BaseException as error:
         trainer.state.status = TrainerStatus.INTERRUPTED
-        abort(trainer, error)
-        raise
+        place = whereabouts(trainer)
+        explained = explain_worker_failure(error, epoch=place.epoch, train_batch_idx=place.batch_idx)
+        try:
+            abort(trainer, explained)
+            if explained is not error:
+                raise explained from error
+            raise
+        finally:
+            end_workers_behind(error)
+            del explained  # an error that refers to itself would stay until garbage is collected
+    if (late := trainer.signals.ending) is not None:  # it came in the last steps, after which nothing was left to save
+        raise SystemExit(128 + late) if late == signal.SIGINT else SIGTERMException(128 + late)
     return results
 
 
@@ -121,7 +139,9 @@ def set_up(
     checkpoint = _load_checkpoint(trainer, ckpt_path, weights_only, model_provided)
     is_late = strategy.restore_checkpoint_after_setup or strategy.precision_plugin.changes_state_dict
     if checkpoint is not None and not is_late:
-        _restore_what_every_stage_uses(trainer, checkpoint)
+        with explaining_misfit(trainer, ckpt_path):
+            _restore_what_every_stage_uses(trainer, checkpoint)
+    _restore_record(trainer, checkpoint)
     trainer.begin_metrics()
     strategy.setup(trainer)
     if fn == "fit":
@@ -129,13 +149,15 @@ def set_up(
         events.on_fit_start()
     _log_hyperparameters(trainer)
     if checkpoint is not None:
-        if is_late:
-            _restore_what_every_stage_uses(trainer, checkpoint)
-        restore_loops(trainer, checkpoint)
-        if fn == "fit":
-            restore_optimizers_and_schedulers(trainer, checkpoint)
-            trainer.keep_checkpoint(checkpoint)
-    trainer.signals.install()
+        with explaining_misfit(trainer, ckpt_path):
+            if is_late:
+                _restore_what_every_stage_uses(trainer, checkpoint)
+            restore_loops(trainer, checkpoint)
+            if fn == "fit":
+                restore_optimizers_and_schedulers(trainer, checkpoint)
+                trainer.keep_checkpoint(checkpoint)
+                send_owed_row(trainer, checkpoint.get(OWN_KEY, {}))
+    trainer.signals.install(fn)
     if fn == "fit":
         module.zero_grad()
 
@@ -204,6 +226,14 @@ def _restore_what_every_stage_uses(trainer: Trainer, checkpoint: dict[str, Any])
     restore_precision(trainer, checkpoint)
 
 
+def _restore_record(trainer: Trainer, checkpoint: dict[str, Any] | None) -> None:
+    """Begin a fit in the record of runs, and bring the logs to where they were when the checkpoint was written."""
+    if trainer.state.fn == TrainerFn.FITTING:
+        own = (checkpoint or {}).get(OWN_KEY, {})
+        trainer.run_record.begin(own)
+        restore_log(trainer, own)
+
+
 def _warn_about_eval_mode(module: LightningModule) -> None:
     in_eval = sum(not child.training for child in module.modules())
     if in_eval:
@@ -235,6 +265,9 @@ def check_sanity(trainer: Trainer) -> None:
     if not trainer.enable_validation or trainer.num_sanity_val_steps == 0 or fit_loop.restarted_mid_epoch:
         return
     stage_before = trainer.state.stage
+    if trainer.ckpt_path is None:
+        loop.progress.reset()
+    counted = loop.progress_state()  # the check does not count
     with isolate_rng():
         trainer.enter_stage(RunningStage.SANITY_CHECKING)
         events.on_sanity_check_start()
@@ -242,14 +275,24 @@ def check_sanity(trainer: Trainer) -> None:
         loop.run(max_batches=[min(trainer.num_sanity_val_steps, n) for n in loop.max_batches])
         events.on_sanity_check_end()
     trainer.begin_metrics()
-    loop.progress.reset()
+    loop.progress.load_state_dict(counted)
     trainer.state.stage = stage_before
 
 
 # ---- after the loop
+def _share_late_signal(trainer: Trainer) -> None:
+    """Let all ranks leave because of a signal that came to one after the last step at which they compared."""
+    if trainer.world_size > 1:
+        received = trainer.signals.ending
+        latest = trainer.strategy.agree([-1 if received is None else received], op="max")[0]
+        if latest != -1:
+            trainer.signals.received = latest
+
+
 def finish(trainer: Trainer) -> None:
     """Take everything down after a run that went through."""
     events = trainer.events
+    trainer.signals.leave_loops()
     for step in _release_steps(trainer):
         step()
     if trainer.state.fn == TrainerFn.FITTING:
@@ -261,14 +304,18 @@ def finish(trainer: Trainer) -> None:
             stack.callback(step)
         trainer.state.is_set_up = False
     trainer.profiler.describe()
+    trainer.signals.restore()
     trainer.state.status = TrainerStatus.FINISHED
     trainer.state.stage = None
 
 
 def abort(trainer: Trainer, error: BaseException) -> None:
     """Take everything down after an error; an error while doing so is reported, and does not hide the first."""
-    if not isinstance(error, SIGTERMException):  # which all ranks have agreed on
+    trainer.signals.leave_loops()
+    if not trainer.signals.is_obeyed:
         trainer.strategy.report_fault(error)
+    elif (watch := FaultWatch.running()) is not None:
+        watch.leave()
     status = "finished" if isinstance(error, RequeuedException) else "failed"
     steps: list[Callable[[], Any]] = [
         trainer.fit_loop.break_off,
@@ -281,21 +328,29 @@ def abort(trainer: Trainer, error: BaseException) -> None:
         steps += _teardown_steps(trainer)
         trainer.state.is_set_up = False
     steps.append(trainer.profiler.describe)
-    for step in steps:
+    try:
+        for step in steps:
+            _try(step, error)
+    finally:  # a second Ctrl-C
+        trainer.signals.restore()
+        trainer.scope.hook = None
+        trainer.state.stage = None
+
+
+def _try(step: Callable[[], Any], first: BaseException) -> None:
+    try:
+        step()
+    except (Exception, SystemExit) as second:
+        text = f"While cleaning up after {type(first).__name__}, another error: {type(second).__name__}: {second}"
         try:
-            step()
-        except Exception as second:  # noqa: PERF203 - each step must be tried
-            rank_zero_warn(
-                f"While cleaning up after {type(error).__name__}, another error: {type(second).__name__}: {second}"
-            )
-    trainer.scope.hook = None
-    trainer.state.stage = None
+            rank_zero_warn(text)
+        except Warning:  # warnings are errors here, but this one must not hide the first error
+            log.error(text)
 
 
 def _release_steps(trainer: Trainer) -> list[Callable[[], Any]]:
     """Return what gives back what a run held, step by step, as the metrics of a broken run can fail once more."""
     steps: list[Callable[[], Any]] = [
-        trainer.signals.restore,
         partial(trainer.keep_checkpoint, None),  # of a run that ended before its random state was due
         trainer.fit_loop.release,
         trainer.end_metrics,

@@ -8,6 +8,7 @@ from fulmen.core.datamodule import LightningDataModule
 from fulmen.core.hooks import DataHooks
 from fulmen.data.combined_loader import CombinedLoader
 from fulmen.data.rebuild import recording_dataloader_arguments
+from fulmen.data.worker_watch import name_loader
 from fulmen.engine.loaders import (
     combine,
     eval_num_batches,
@@ -79,7 +80,7 @@ class Sources:
             allow_zero_length=self._allows_zero_length(),
             **self._processes(),
         )
-        self._process(combined)
+        self._process(combined, "train")
         limit = num_batches(combined, trainer.limit_train_batches, name="limit_train_batches")
         if trainer.loggers and not trainer.fast_dev_run:
             warn_if_logging_is_sparse(limit, trainer.log_every_n_steps)
@@ -98,7 +99,7 @@ class Sources:
             )
         overfit = word == "val" and trainer.overfit_batches > 0
         prepare_eval_loaders(combined, stage=word, overfit=overfit, **self._processes())
-        self._process(combined)
+        self._process(combined, word)
         return combined, eval_num_batches(combined, limit, name=f"limit_{word}_batches")
 
     def _combined(self, word: str, mode: str) -> CombinedLoader:
@@ -140,9 +141,11 @@ class Sources:
         owners = (self.datamodule, self._trainer.lightning_module)
         return any(getattr(owner, "allow_zero_length_dataloader_with_multiple_devices", False) for owner in owners)
 
-    def _process(self, combined: CombinedLoader) -> None:
+    def _process(self, combined: CombinedLoader, word: str) -> None:
         process = self._trainer.strategy.process_dataloader
         combined.flattened = [process(loader) for loader in combined.flattened]
+        for number, loader in enumerate(combined.flattened):
+            name_loader(loader, f"{word} dataloader" + ("" if combined.is_single else f" {number}"))
 
 
 def _no_datamodule(given: Any) -> str:

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from fulmen.callbacks.timer import Timer
 from fulmen.checkpoint.contents import dump_checkpoint, restore_rng
+from fulmen.checkpoint.run_record import RunRecord
 from fulmen.core.callback import Callback
 from fulmen.core.datamodule import LightningDataModule
 from fulmen.core.events import EVENTS
@@ -25,9 +26,11 @@ from fulmen.engine.torch_flags import set_torch_flags
 from fulmen.loggers.logger import DummyLogger, Logger
 from fulmen.loops.evaluate import EvaluationLoop
 from fulmen.loops.fit import FitLoop
+from fulmen.loops.micro_batches import MicroBatchedOptimization
 from fulmen.loops.optimization import AutomaticOptimization, ManualOptimization
 from fulmen.loops.predict import PredictionLoop
 from fulmen.loops.transfer import TransferHooks, transfer_hooks
+from fulmen.metrics.deferred import DeferringBoard
 from fulmen.metrics.publish import MetricBoard, Scope
 from fulmen.metrics.store import MetricStore
 from fulmen.profilers.base import PassThroughProfiler
@@ -38,8 +41,8 @@ from fulmen.trainer.carrier import TrainerCarrier
 from fulmen.trainer.checks import check_callbacks, check_module
 from fulmen.trainer.defaults import with_defaults
 from fulmen.trainer.event_table import EventTable, nothing, owner_label
+from fulmen.trainer.interruption import launch, obey_signal, renew_interrupted
 from fulmen.trainer.profiling import choose_profiler
-from fulmen.trainer.requeue import requeue
 from fulmen.trainer.run import run
 from fulmen.trainer.signals import Signals
 from fulmen.trainer.sources import Sources
@@ -91,7 +94,8 @@ class Trainer(TrainerView):
         enable_checkpointing: Whether to save checkpoints.
         enable_progress_bar: Whether to show progress.
         enable_model_summary: Whether to print a table of the model.
-        accumulate_grad_batches: Batches per optimizer step.
+        accumulate_grad_batches: Batches per optimizer step; `"auto"`: one, which is computed in smaller parts, with the
+            same gradient, once it does not fit into memory.
         gradient_clip_val: Bound for clipping.
         gradient_clip_algorithm: `"norm"` (default) or `"value"`.
         deterministic: True, False, or `"warn"`: `torch.use_deterministic_algorithms`.
@@ -148,7 +152,7 @@ class Trainer(TrainerView):
         enable_checkpointing: bool | None = None,
         enable_progress_bar: bool | None = None,
         enable_model_summary: bool | None = None,
-        accumulate_grad_batches: int = 1,
+        accumulate_grad_batches: int | Literal["auto"] = 1,
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
         deterministic: bool | Literal["warn"] | None = None,
@@ -189,6 +193,7 @@ class Trainer(TrainerView):
         self._default_root_dir = arguments.parse_root_dir(default_root_dir)
         limits = arguments.make_limits(max_epochs, min_epochs, max_steps, min_steps)
         self.accumulate_grad_batches = arguments.check_accumulate(accumulate_grad_batches)
+        self.splits_batches = accumulate_grad_batches == "auto"
         self.gradient_clip_val, self.gradient_clip_algorithm = arguments.check_clipping(
             gradient_clip_val, gradient_clip_algorithm
         )
@@ -222,7 +227,7 @@ class Trainer(TrainerView):
             plugins=plugins, sync_batchnorm=sync_batchnorm,
         )  # fmt: skip
         self.scope = Scope()
-        self.metrics = MetricBoard(self.scope, muted=barebones)
+        self.metrics = (DeferringBoard if self.splits_batches else MetricBoard)(self.scope, muted=barebones)
         self.loggers = arguments.choose_loggers(logger, self._default_root_dir)
         self.profiler: Profiler = choose_profiler(profiler)
         self.callbacks: list[Callback] = with_defaults(
@@ -247,6 +252,7 @@ class Trainer(TrainerView):
         self._ckpt_path: _PATH | None = None
         self._ckpt_path_of_user: _PATH | None = None
         self._checkpoint: dict[str, Any] | None = None
+        self.run_record = RunRecord()
         self._log_dir_of_run = None
         self._wrapped_optimizers: list[LightningOptimizer] = []
         self._transfer_hooks: TransferHooks | None = None
@@ -286,7 +292,8 @@ class Trainer(TrainerView):
             train_dataloaders: An iterable of batches, a (nested) collection of them, or a datamodule.
             val_dataloaders: One or several iterables of batches.
             datamodule: Gives the loaders instead.
-            ckpt_path: Resume from this file, or from the `"best"` or `"last"` one.
+            ckpt_path: Resume from this file, or from the `"best"` or `"last"` one. `"auto"`, for jobs that are
+                restarted: from the newest whole checkpoint of this run and its earlier attempts, if there is one.
             weights_only: False also unpickles arbitrary objects from the checkpoint: only for files you trust.
 
         Raises:
@@ -385,7 +392,7 @@ class Trainer(TrainerView):
     def _runner(self, module: LightningModule) -> Callable[..., Any]:
         """Return what runs: `run` itself, or the launcher of several processes with it."""
         launcher = self._strategy.launcher
-        return run if launcher is None else partial(launcher.launch, run, carrier=TrainerCarrier(self, module))
+        return run if launcher is None else partial(launch, launcher, TrainerCarrier(self, module))
 
     def _begin(self, fn: TrainerFn, model: Any) -> LightningModule:
         """Take up a call of one of the four methods; return the module it is about."""
@@ -484,7 +491,10 @@ class Trainer(TrainerView):
         wrapped = self.wrapped_optimizers
         optimization: AutomaticOptimization | ManualOptimization
         if module.automatic_optimization:
-            optimization = AutomaticOptimization(
+            kind: Callable[..., AutomaticOptimization] = AutomaticOptimization
+            if isinstance(self.metrics, DeferringBoard):  # `accumulate_grad_batches="auto"`
+                kind = partial(MicroBatchedOptimization, board=self.metrics)
+            optimization = kind(
                 *common,
                 wants_outputs=wants_outputs,
                 told=self.fit_loop.told,
@@ -526,12 +536,13 @@ class Trainer(TrainerView):
 
         Raises:
             SIGTERMException: Ends the run, and the process if nobody catches it.
+            KeyboardInterrupt: The same, for Ctrl-C.
         """
-        signals = self.signals
-        if signals.received is not None and signals.received == signals.requeue_signal:
-            requeue(self, signals.received)
-        else:
-            signals.raise_received()
+        obey_signal(self)
+
+    def renew_interrupted(self) -> None:
+        """Make the checkpoint that was taken as the time for training was up the newest one again."""
+        renew_interrupted(self)
 
     @property
     def received_sigterm(self) -> bool:

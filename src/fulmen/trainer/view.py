@@ -11,6 +11,7 @@ from fulmen.callbacks.checkpoint import Checkpoint
 from fulmen.callbacks.early_stopping import EarlyStopping
 from fulmen.callbacks.progress.progress_bar import ProgressBar
 from fulmen.core.module import LightningModule
+from fulmen.loggers.versioned import VersionedLogger
 from fulmen.loops.evaluate import EvaluationLoop
 from fulmen.loops.fit import FitLoop
 from fulmen.loops.predict import PredictionLoop
@@ -307,7 +308,11 @@ class TrainerView:
         """Agree over ranks on `log_dir`, so that reading it does not communicate; called by all at a run's start."""
         self._log_dir_of_run = None
         if self.world_size > 1:
-            self._log_dir_of_run = self._strategy.broadcast(self.log_dir)
+            is_first = self.is_global_zero  # which reserves the folders
+            for logger in self.loggers:
+                if isinstance(logger, VersionedLogger):
+                    logger.take_version(self._strategy.broadcast(logger.version if is_first else 0))
+            self._log_dir_of_run = self._strategy.broadcast(self.log_dir if is_first else None)
 
     @property
     def default_root_dir(self) -> str:

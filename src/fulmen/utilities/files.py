@@ -7,15 +7,9 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
-import pickle
-import shutil
 import tempfile
 import time
-import urllib.error
-import urllib.request
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,8 +17,9 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from fulmen.utilities.exceptions import DamagedFileError
-from fulmen.utilities.plain_data import explain_refusal
+from fulmen.utilities import _remote
+from fulmen.utilities._archives import load_open, verify_open
+from fulmen.utilities.staging import create_beside, name_beside, put_in_place, remove_leftovers
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -32,6 +27,7 @@ if TYPE_CHECKING:
     from fulmen.utilities.types import _MAP_LOCATION_TYPE
 
 __all__ = [
+    "atomic_link",
     "atomic_open",
     "atomic_save",
     "atomic_symlink",
@@ -45,8 +41,6 @@ __all__ = [
 ]
 
 _LOCAL_PROTOCOLS = ("file", "local")
-# An upload to these appears as a whole when it is complete, and a rename would be a copy.
-_OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "r2")
 _REMEDIES = {
     errno.ENOSPC: "Free some space or choose another folder",
     errno.EDQUOT: "Free some of your quota or choose another folder",
@@ -54,8 +48,7 @@ _REMEDIES = {
     errno.EPERM: "Make the folder writable for this user or choose another folder",
     errno.EROFS: "The file system is read-only: choose another folder",
 }
-_ZIP_START, _PICKLE_START = b"PK", b"\x80"
-_DOWNLOAD_TIMEOUT_S = 60
+_LINK_TRIES = 3
 
 
 # ---- where
@@ -95,19 +88,25 @@ def local_path(path: str | os.PathLike[str]) -> str:
 def ensure_writable(folder: str | os.PathLike[str]) -> None:
     """Make sure, before the work begins, that files can be written into a folder; create it if needed.
 
+    Hidden files are removed that a run left there which died while it saved; those of living runs stay.
+
     Args:
-        folder: The folder. One on another machine is not tried.
+        folder: A local path or a URL.
 
     Raises:
         OSError: No file can be written there; the message says what to do.
     """
     if not is_local(folder):
+        _remote.try_writing(os.fspath(folder))
         return
-    name = local_path(folder)
+    name = os.path.abspath(local_path(folder))
     with _explained(name, "Nothing can be written there"):
         os.makedirs(name, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=name, prefix=".", suffix=".tmp"):
-            pass
+        file, probe = create_beside(os.path.join(name, "writable"), "wb")
+        file.close()
+        with suppress(FileNotFoundError):  # closed, it may seem a leftover to another run
+            os.unlink(probe)
+    remove_leftovers(name)
 
 
 class _Ranks(Protocol):
@@ -169,7 +168,7 @@ def atomic_save(obj: Any, path: str | os.PathLike[str]) -> None:
         OSError: The file could not be written; the message names it and says what to do.
     """
     if not is_local(path):
-        _publish(obj, os.fspath(path))
+        _remote.publish(obj, os.fspath(path))
         return
     output: _Output | None = None
     try:
@@ -223,11 +222,10 @@ def atomic_open(path: str | os.PathLike[str], mode: str = "wb", *, durable: bool
     """
     target = os.path.abspath(local_path(path))
     folder = os.path.dirname(target)
-    temporary = _name_beside(target)
     text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     with _explained(target, _NOT_WRITTEN):
         os.makedirs(folder, exist_ok=True)
-        file = open(temporary, mode.replace("w", "x"), **text)  # noqa: SIM115 - closed below
+        file, temporary = create_beside(target, mode, **text)
     try:
         with file:
             yield file
@@ -235,8 +233,11 @@ def atomic_open(path: str | os.PathLike[str], mode: str = "wb", *, durable: bool
                 file.flush()
                 if durable:
                     _sync(file.fileno())
+                if os.name != "nt":
+                    os.replace(temporary, target)  # while it is open, and so locked: nobody takes it for a leftover
         with _explained(target, _NOT_WRITTEN):
-            os.replace(temporary, target)
+            if os.name == "nt":  # renames no open file
+                os.replace(temporary, target)
             if durable:
                 _sync_folder(folder)
     except BaseException:
@@ -257,52 +258,45 @@ def atomic_symlink(target: str | os.PathLike[str], link: str | os.PathLike[str])
     """
     place = os.path.abspath(local_path(link))
     folder = os.path.dirname(place)
-    temporary = _name_beside(place)
     goal = os.path.relpath(os.path.realpath(local_path(target)), os.path.realpath(folder))
     with _explained(place, "The link was not made"):
-        os.symlink(goal, temporary)
+        for tries_left in reversed(range(_LINK_TRIES)):
+            try:
+                _link(goal, place)
+                break
+            except FileNotFoundError:
+                if not tries_left:  # else a run that is just beginning took the new link for a leftover
+                    raise
+        _sync_folder(folder)
+
+
+def atomic_link(target: str | os.PathLike[str], link: str | os.PathLike[str]) -> None:
+    """Let one path show what another one holds: by a symbolic link where there are links, else by a copy on the server.
+
+    Others see what the path held before or the whole new content. A copy takes none of this machine's network.
+
+    Args:
+        target: The file that is shown.
+        link: The path that shows it, on the same file system.
+
+    Raises:
+        OSError: It could not be made.
+    """
+    if is_local(link):
+        atomic_symlink(target, link)
+    else:
+        _remote.copy_remote(os.fspath(target), os.fspath(link))
+
+
+def _link(goal: str, place: str) -> None:
+    temporary = name_beside(place)
+    os.symlink(goal, temporary)
     try:
-        if os.path.isdir(place) and not os.path.islink(place):
-            aside = _name_beside(place)
-            os.rename(place, aside)  # a link cannot replace a folder
-            os.rename(temporary, place)
-            shutil.rmtree(aside)
-        else:
-            os.replace(temporary, place)
+        put_in_place(temporary, place)
     except BaseException:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
-    _sync_folder(folder)
-
-
-def _publish(obj: Any, url: str) -> None:
-    """Write to a file system that is not local."""
-    from fsspec.core import url_to_fs
-
-    content = io.BytesIO()
-    torch.save(obj, content)
-    filesystem, target = url_to_fs(url)
-    protocols = filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,)
-    folder, _, name = target.rpartition("/")
-    if any(protocol in _OBJECT_STORES for protocol in protocols):
-        filesystem.pipe_file(target, content.getvalue())
-        return
-    filesystem.makedirs(folder, exist_ok=True)
-    temporary = f"{folder}/.{name}.{os.urandom(4).hex()}.tmp"
-    try:
-        filesystem.pipe_file(temporary, content.getvalue())
-        filesystem.mv(temporary, target)
-    except BaseException:
-        with suppress(OSError):
-            filesystem.rm_file(temporary)
-        raise
-
-
-def _name_beside(path: str) -> str:
-    """An unused hidden name in the same folder, hence on the same file system."""
-    folder, name = os.path.split(path)
-    return os.path.join(folder, f".{name[:48]}.{os.urandom(4).hex()}.tmp")
 
 
 def _sync(descriptor: int) -> None:
@@ -332,105 +326,66 @@ def load_file(
 ) -> Any:
     """Load what `torch.save` wrote, after a look whether the file is whole.
 
-    Local files are compared with the checksums that `torch.save` put into them, which `torch.load` alone ignores.
+    It is compared with the checksums that `torch.save` put into it, which `torch.load` alone ignores: a local file
+    before it is loaded, one on a server while it is read.
 
     Args:
         path: A local path, an http(s) address, or a URL that fsspec knows.
         map_location: Where to put tensors, as for `torch.load`.
-        weights_only: Refuse everything but tensors and plain data. `None` leaves it to torch (True), except for http(s)
-            addresses, where it means False.
+        weights_only: Refuse everything but tensors and plain data. `None` leaves it to torch, which means True, for
+            http(s) addresses, too.
 
     Returns:
         The object.
 
     Raises:
         DamagedFileError: The file is truncated or its content does not match its checksums.
+        UnpicklingError: The file holds objects that were not allowed.
         OSError: The file is missing or cannot be read.
     """
     text = os.fspath(path)
-    if text.startswith(("http://", "https://")):
-        return _load_address(text, map_location, bool(weights_only))
+    if _is_address(text):
+        return _load_address(text, map_location, weights_only)
     if is_local(text):
-        name = local_path(text)
-        verify_file(name)
-        with open(name, "rb") as file:
-            return _load_open(file, text, map_location, weights_only)
-    from fsspec.core import url_to_fs
-
-    filesystem, name = url_to_fs(text)
-    with filesystem.open(name, "rb") as file:
-        return _load_open(file, text, map_location, weights_only)
+        verify_file(text)
+        with open(local_path(text), "rb") as file:
+            return load_open(file, text, map_location, weights_only)
+    return _remote.load_remote(text, map_location, weights_only)
 
 
 def verify_file(path: str | os.PathLike[str]) -> None:
-    """Check that a local file that `torch.save` wrote is whole. It is read once, from disk and not into memory.
+    """Check that a file that `torch.save` wrote is whole. It is read once, in pieces.
 
     Files without checksums (torch's old format, or `torch.serialization.set_crc32_options(False)`) are only checked for
     being there and not empty.
 
     Args:
-        path: The file.
+        path: A local path, or a URL that fsspec knows.
 
     Raises:
         DamagedFileError: The file is empty, truncated, or its content does not match its checksums.
         OSError: The file is missing or cannot be read.
     """
+    if not is_local(path):
+        _remote.verify_remote(os.fspath(path))
+        return
     name = local_path(path)
     with open(name, "rb") as file:
-        start = file.read(2)
-        if not start:
-            raise DamagedFileError(_damaged(name, "it is empty"))
-        if start != _ZIP_START:
-            return
-        damaged = None
-        try:
-            with zipfile.ZipFile(file) as archive:
-                if any(entry.CRC for entry in archive.infolist()):  # all zero: written without checksums
-                    damaged = archive.testzip()
-        except Exception as error:  # zipfile believes what the archive says of itself, and fails in many ways
-            if isinstance(error, OSError) and error.errno != errno.EINVAL:
-                raise  # the disk; EINVAL is a jump to an impossible place
-            raise DamagedFileError(_damaged(name, f"it is truncated or overwritten ({error})")) from error
-    if damaged is not None:
-        raise DamagedFileError(_damaged(name, f"its part {damaged!r} does not match its checksum"))
+        verify_open(file, name)
 
 
-def _load_open(file: IO[bytes], name: str, map_location: _MAP_LOCATION_TYPE, weights_only: bool | None) -> Any:
-    start = file.read(2)
-    file.seek(0)
-    try:
-        # torch's annotation of `map_location` is narrower than what it takes
-        return torch.load(file, map_location=map_location, weights_only=weights_only)  # type: ignore[arg-type]
-    except EOFError as error:
-        raise DamagedFileError(_damaged(name, "it ends too early")) from error
-    except RuntimeError as error:
-        if "unexpected EOF" in str(error) or "PytorchStreamReader failed" in str(error):
-            raise DamagedFileError(_damaged(name, "it is truncated or overwritten")) from error
-        raise
-    except Exception as error:  # what the unpickler makes of bytes that are no pickle
-        if start != _ZIP_START and not start.startswith(_PICKLE_START):
-            raise DamagedFileError(_damaged(name, "it is not a file of `torch.save`")) from error
-        if isinstance(error, pickle.UnpicklingError):
-            raise explain_refusal(error, name) from error
-        raise
+def _is_address(path: str) -> bool:
+    return path.startswith(("http://", "https://"))
 
 
-def _load_address(address: str, map_location: _MAP_LOCATION_TYPE, weights_only: bool) -> Any:
+def _load_address(address: str, map_location: _MAP_LOCATION_TYPE, weights_only: bool | None) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         name = str(Path(folder) / "download")
-        try:
-            with urllib.request.urlopen(address, timeout=_DOWNLOAD_TIMEOUT_S) as source, open(name, "wb") as file:
-                shutil.copyfileobj(source, file)
-        except urllib.error.URLError as error:
-            raise OSError(f"`{address}` could not be downloaded: {error}. Check the address.") from error
-        try:
-            return load_file(name, map_location, weights_only)
-        except DamagedFileError as error:
-            raise DamagedFileError(str(error).replace(name, address)) from error
-
-
-def _damaged(name: str, reason: str) -> str:
-    return f"The file `{name}` is damaged: {reason}. Use another checkpoint, or copy it again from its source."
+        _remote.download(address, name)
+        with open(name, "rb") as file:
+            verify_open(file, address)
+            file.seek(0)
+            return load_open(file, address, map_location, weights_only)
 
 
 # ---- errors

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import pickle
 import shutil
 import sys
 from pathlib import Path
@@ -21,16 +22,21 @@ def main() -> None:
     Files that are up to date stay as they are.
 
     Raises:
-        SystemExit: The arguments are wrong, or there is no such file.
+        SystemExit: The arguments are wrong, there is no such file, or one holds more than tensors and plain data.
     """
     parser = argparse.ArgumentParser(
         description="Bring checkpoints of earlier versions into today's layout, and keep the old files as `.bak`."
-        " Loading runs code that is in the files: use it only for those you trust."
     )
     parser.add_argument("path", type=Path, help="a checkpoint, or a folder of which all checkpoints are upgraded")
     parser.add_argument("--extension", "-e", default=".ckpt", help="how checkpoints in the folder end (.ckpt)")
     parser.add_argument(
         "--map-to-cpu", action="store_true", help="put all tensors on the CPU, for files of a GPU this machine has not"
+    )
+    parser.add_argument(
+        "--no-weights-only",
+        action="store_true",
+        help="also read files that hold more than tensors and plain data: that runs code in them, so only for those"
+        " whose source you trust",
     )
     arguments = parser.parse_args()
     path: Path = arguments.path
@@ -39,14 +45,24 @@ def main() -> None:
     files = sorted(path.rglob(f"*{arguments.extension}")) if path.is_dir() else [path]
     if not files:
         parser.error(f"no file in {str(path)!r} ends with {arguments.extension!r}; name the ending by --extension")
+    map_location = "cpu" if arguments.map_to_cpu else None
+    refused = []
     for file in files:
-        sys.stdout.write(f"{file}: {_upgrade(file, 'cpu' if arguments.map_to_cpu else None)}\n")
+        try:
+            sys.stdout.write(f"{file}: {_upgrade(file, map_location, weights_only=not arguments.no_weights_only)}\n")
+        except pickle.UnpicklingError as error:  # noqa: PERF203 - the others shall be upgraded all the same
+            refused.append(file)
+            sys.stderr.write(f"{error}\n")
+    if refused:
+        parser.exit(
+            1, f"{len(refused)} file(s) not upgraded. If you trust their source, repeat it with --no-weights-only.\n"
+        )
 
 
-def _upgrade(file: Path, map_location: str | None) -> str:
+def _upgrade(file: Path, map_location: str | None, *, weights_only: bool) -> str:
     """Upgrade one file, and say what was done."""
     with pl_legacy_patch():
-        checkpoint: dict[str, Any] = load_file(file, map_location=map_location, weights_only=False)
+        checkpoint: dict[str, Any] = load_file(file, map_location=map_location, weights_only=weights_only)
         written_by = checkpoint.get(VERSION_KEY)
         checkpoint, _ = migrate_checkpoint(checkpoint)
         if checkpoint[VERSION_KEY] == written_by:

@@ -1,40 +1,53 @@
 """Checkpoints written while the training goes on.
 
 `save_checkpoint`: raise the error of an earlier write -> copy tensors to host memory -> hand over to the writer thread
+`publish`, `remove_checkpoint`: queue up behind the writes before, for nothing if one of them failed
 `load_checkpoint`, `wait`, `teardown`: wait until everything is written
+
+Why a copy and a thread, and no forked process, which would see the old weights without a copy: only the forking thread
+lives on in it, so a lock that another one held (in the allocator, OpenMP, a logger) stays locked for ever; CUDA does
+not work in it; and training then pays for each page that it first changes, which is the same copy, only slower.
 """
 
 from __future__ import annotations
 
-import copy
+import logging
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
+from fulmen.plugins.io._snapshot import HostCopies, Snapshot
 from fulmen.plugins.io.checkpoint_io import CheckpointIO
 from fulmen.plugins.io.torch_io import TorchCheckpointIO
 
 __all__ = ["AsyncCheckpointIO"]
 
-# Each checkpoint that waits is a whole copy in host memory, so saving faster than the disk writes must end in waiting.
-_MAX_UNWRITTEN = 2
+log = logging.getLogger(__name__)
+_MOST_UNWRITTEN = (
+    8  # small checkpoints, and several of one state, need no waiting; but a dead disk must not fill memory
+)
 
 
 class AsyncCheckpointIO(CheckpointIO):
     """Hands checkpoints to one writer thread, which passes them to another `CheckpointIO` in order.
 
-    When `save_checkpoint` returns, the checkpoint is a copy: training may change the weights, the file gets the old
-    ones. An error of the writer is raised by the next `save_checkpoint`, by `wait` or by `teardown`. Removals wait in
-    line too, and after a failed write nothing is removed, so the last good checkpoint stays. At most two checkpoints
-    wait in memory; a third one makes the training wait.
+    When `save_checkpoint` returns, the checkpoint is a copy in host memory: training may change the weights, the file
+    gets the old ones, byte for byte as without this class. The memory of the copy, which is that of one checkpoint, is
+    kept until the end of the run. So a second checkpoint waits until the first is written, unless its large tensors
+    are the same: files that are saved of one state share the copy. To keep a "last" file without any second write, use
+    `ModelCheckpoint(save_last="link")`.
+
+    An error of the writer is raised after the next training batch, by the next `save_checkpoint`, by `wait` or by
+    `teardown`, whichever comes first. Removals and links wait in line, and after a failed write none is done, so the
+    last good checkpoint stays. A program that ends waits for the writer; if it is killed, each path holds what was
+    last written to it as a whole.
 
     Args:
-        checkpoint_io: Does the writing and reading; a `TorchCheckpointIO` by default.
+        checkpoint_io: Does the writing and reading; a `TorchCheckpointIO` by default. It must be done with the
+            tensors when its `save_checkpoint` returns, as their memory is used again.
 
     Example::
 
@@ -44,9 +57,17 @@ class AsyncCheckpointIO(CheckpointIO):
     def __init__(self, checkpoint_io: CheckpointIO | None = None) -> None:
         self._checkpoint_io = checkpoint_io or TorchCheckpointIO()
         self._writer: ThreadPoolExecutor | None = None
+        self._copies = HostCopies()
         self._pending: list[Future[None]] = []
-        self._free_places = threading.Semaphore(_MAX_UNWRITTEN)
         self._failed = threading.Event()
+        weakref.finalize(self, _report_unseen, self._pending)  # at exit at the latest, when the writer has ended
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave thread and copies behind: in another process there is nothing to write."""
+        return {"checkpoint_io": self._checkpoint_io}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        AsyncCheckpointIO.__init__(self, **state)
 
     @property
     def checkpoint_io(self) -> CheckpointIO:
@@ -69,19 +90,22 @@ class AsyncCheckpointIO(CheckpointIO):
         Raises:
             Exception: Whatever an earlier write raised.
         """
-        self._raise_errors_of_finished()
+        self.raise_pending()
         if kwargs.get("storage_options") is None:
             kwargs.pop("storage_options", None)
-        self._free_places.acquire()
-        try:
-            if args:
-                args = (_snapshot(args[0], {}), *args[1:])
-            else:
-                kwargs["checkpoint"] = _snapshot(kwargs["checkpoint"], {})
-            self._submit(partial(self._write, *args, **kwargs))
-        except BaseException:
-            self._free_places.release()
-            raise
+        num_unwritten = sum(not future.done() for future in self._pending)
+        if num_unwritten >= _MOST_UNWRITTEN:
+            self._await_writes()
+        snapshot = self._copies.take(
+            args[0] if args else kwargs["checkpoint"],
+            is_free=num_unwritten == 0,
+            wait_until_free=self._await_writes,
+        )
+        if args:
+            args = (snapshot.content, *args[1:])
+        else:
+            kwargs["checkpoint"] = snapshot.content
+        self._submit(partial(self._write, snapshot, *args, **kwargs), always=True)
 
     def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a checkpoint, after all that was handed over before is written.
@@ -103,7 +127,7 @@ class AsyncCheckpointIO(CheckpointIO):
             args: For the other `CheckpointIO`.
             kwargs: For the other `CheckpointIO`.
         """
-        self._submit(partial(self._remove, *args, **kwargs))
+        self._submit(partial(self._checkpoint_io.remove_checkpoint, *args, **kwargs))
 
     def publish(self, action: Callable[[], None]) -> None:
         """Run an action in the writer's thread, in turn after the writes before it, and only if those did not fail.
@@ -111,7 +135,7 @@ class AsyncCheckpointIO(CheckpointIO):
         Args:
             action: Takes nothing and returns nothing. An error it raises comes out as that of a write does.
         """
-        self._submit(partial(self._unless_failed, action))
+        self._submit(action)
 
     def raise_pending(self) -> None:
         """Raise what a write in the background raised, once; returns at once if there is nothing.
@@ -119,7 +143,8 @@ class AsyncCheckpointIO(CheckpointIO):
         Raises:
             Exception: Whatever a write raised, the first one if there were several.
         """
-        self._raise_errors_of_finished()
+        if self._failed.is_set():
+            self._raise_errors_of_finished()
 
     def wait(self) -> None:
         """Return when everything is written.
@@ -132,7 +157,7 @@ class AsyncCheckpointIO(CheckpointIO):
         self._raise_errors_of_finished()
 
     def teardown(self) -> None:
-        """Write everything, end the thread, and tear the other `CheckpointIO` down.
+        """Write everything, end the thread, give the memory back, and tear the other `CheckpointIO` down.
 
         Raises:
             Exception: Whatever a write raised, the first one if there were several.
@@ -140,69 +165,48 @@ class AsyncCheckpointIO(CheckpointIO):
         if self._writer is not None:
             self._writer.shutdown(wait=True)
             self._writer = None
+        self._copies.release()
         self._checkpoint_io.teardown()
         self._raise_errors_of_finished()
 
     # ---- in the writer thread
 
-    def _write(self, *args: Any, **kwargs: Any) -> None:
-        try:
+    def _write(self, snapshot: Snapshot, *args: Any, **kwargs: Any) -> None:
+        with snapshot.written_as_original():
             self._checkpoint_io.save_checkpoint(*args, **kwargs)
+
+    def _run(self, work: Callable[[], None], *, always: bool) -> None:
+        if self._failed.is_set() and not always:
+            return
+        try:
+            work()
         except BaseException:
             self._failed.set()
             raise
-        finally:
-            self._free_places.release()
-
-    def _remove(self, *args: Any, **kwargs: Any) -> None:
-        if not self._failed.is_set():
-            self._checkpoint_io.remove_checkpoint(*args, **kwargs)
-
-    def _unless_failed(self, action: Callable[[], None]) -> None:
-        if not self._failed.is_set():
-            action()
 
     # ---- in the training thread
 
-    def _submit(self, work: Callable[[], None]) -> None:
+    def _submit(self, work: Callable[[], None], *, always: bool = False) -> None:
         if self._writer is None:
             self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-writer")
-        self._pending.append(self._writer.submit(work))
+        self._pending[:] = [future for future in self._pending if not future.done() or future.exception() is not None]
+        self._pending.append(self._writer.submit(self._run, work, always=always))
 
     def _await_writes(self) -> None:
         for future in self._pending:
-            future.exception()  # waits, and leaves the error to the next save or teardown
+            future.exception()  # waits, and leaves the error to the next batch, save or teardown
 
     def _raise_errors_of_finished(self) -> None:
         finished = [future for future in self._pending if future.done()]
-        self._pending = [future for future in self._pending if not future.done()]
+        self._pending[:] = [future for future in self._pending if not future.done()]
         errors = [error for future in finished if (error := future.exception()) is not None]
         if errors:
             self._failed.clear()
             raise errors[0]
 
 
-def _snapshot(value: Any, tensors: dict[Any, Tensor]) -> Any:
-    """Copy a checkpoint so that later changes do not reach it; tensors go to host memory, shared ones stay shared."""
-    if isinstance(value, Tensor):
-        return _host_copy(value, tensors)
-    if isinstance(value, dict):
-        copied = copy.copy(value)  # keeps type and attributes, e.g. `_metadata` of a state_dict
-        copied.update({key: _snapshot(item, tensors) for key, item in value.items()})
-        return copied
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_snapshot(item, tensors) for item in value))
-    if type(value) in (list, tuple, set, frozenset):
-        return type(value)(_snapshot(item, tensors) for item in value)
-    return copy.deepcopy(value)
-
-
-def _host_copy(tensor: Tensor, tensors: dict[Any, Tensor]) -> Tensor:
-    if tensor.is_meta:
-        return tensor
-    if tensor.layout is not torch.strided or type(tensor) not in (Tensor, nn.Parameter):
-        return tensor.detach().to("cpu", copy=True)
-    key = (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
-    if key not in tensors:
-        tensors[key] = tensor.detach().to("cpu", copy=True)
-    return tensors[key]
+def _report_unseen(pending: list[Future[None]]) -> None:
+    """Say what went wrong in a program that ended without asking."""
+    for future in pending:
+        if future.done() and (error := future.exception()) is not None:
+            log.error("A checkpoint was not written: %s: %s", type(error).__name__, error, exc_info=error)

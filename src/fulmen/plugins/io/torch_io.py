@@ -7,7 +7,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from fulmen.plugins.io.checkpoint_io import CheckpointIO
-from fulmen.utilities.files import atomic_save, get_filesystem, load_file, local_path
+from fulmen.utilities.files import atomic_save, get_filesystem, is_local, load_file, local_path
+from fulmen.utilities.staging import remove_leftovers
 
 if TYPE_CHECKING:
     from fulmen.utilities.types import _MAP_LOCATION_TYPE, _PATH
@@ -18,7 +19,12 @@ log = logging.getLogger(__name__)
 
 
 class TorchCheckpointIO(CheckpointIO):
-    """The default: one file per checkpoint, on any file system that fsspec knows."""
+    """The default: one file per checkpoint, on any file system that fsspec knows.
+
+    The first save into a folder removes the hidden files that runs left there which died while they saved.
+    """
+
+    _tidied: frozenset[str] = frozenset()  # folders; of the class, as subclasses need not call `__init__`
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
         """Write a checkpoint; a crash in between leaves what the path held before.
@@ -38,6 +44,8 @@ class TorchCheckpointIO(CheckpointIO):
                 f" `{type(self).__name__}`, which would ignore them. Pass a `CheckpointIO` of your own, which"
                 " understands them, as `Trainer(plugins=...)`."
             )
+        if is_local(path):
+            self._tidy(os.path.dirname(os.path.abspath(local_path(path))))
         atomic_save(checkpoint, path)
 
     def load_checkpoint(
@@ -51,8 +59,7 @@ class TorchCheckpointIO(CheckpointIO):
         Args:
             path: Local path, URL or http(s) address.
             map_location: Where to put tensors; by default the CPU.
-            weights_only: Refuse everything but tensors and plain data. `None` leaves it to torch (True), except for
-                http(s) addresses, where it means False.
+            weights_only: Refuse everything but tensors and plain data. `None` leaves it to torch, which means True.
 
         Returns:
             What was written.
@@ -78,3 +85,9 @@ class TorchCheckpointIO(CheckpointIO):
         else:
             return
         log.debug("removed the checkpoint %s", path)
+
+    def _tidy(self, folder: str) -> None:
+        if folder not in self._tidied:
+            self._tidied |= {folder}
+            for leftover in remove_leftovers(folder):
+                log.debug("removed %s, which a run left that died while it saved", leftover)

@@ -161,6 +161,8 @@ class MixedPrecision(Precision):
         result = None if closure is None else closure()
         if self._has_gradients(optimizer):  # none after a step that returned `None`; the scaler would complain
             self._scaled_step(self.scaler, optimizer, **kwargs)
+        elif id(optimizer) in self._unscaled_at:  # a hook dropped them since: no step, but the factor is adapted
+            self._settle(self.scaler, optimizer)
         return result
 
     def state_dict(self) -> dict[str, Any]:
@@ -198,6 +200,9 @@ class MixedPrecision(Precision):
             self._adapt_scale(scaler)
         scaler.step(optimizer, **kwargs)
         self._stepped.add(id(optimizer))
+        self._settle(scaler, optimizer)
+
+    def _settle(self, scaler: GradScaler, optimizer: Optimizer) -> None:
         self._unscaled_at.pop(id(optimizer), None)
         if not self._unscaled_at:  # adapting makes the scaler forget whose gradients are unscaled
             self._adapt_scale(scaler)

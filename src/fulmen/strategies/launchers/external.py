@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from fulmen.strategies.fault_report import as_exception, mark_launched
-from fulmen.strategies.launchers.launcher import PARENT_VARIABLE, Carrier, Launcher, die_with_parent, watch_parent
+from fulmen.strategies.launchers.launcher import PARENT_VARIABLE, Carrier, Launcher, watch_parent
+from fulmen.utilities.parent_death import die_with_parent
 
 __all__ = ["ExternalLauncher"]
 

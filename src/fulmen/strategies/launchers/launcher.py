@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -25,7 +23,6 @@ __all__ = [
     "Child",
     "Launched",
     "Launcher",
-    "die_with_parent",
     "end_children",
     "exit_code",
     "threads_per_process",
@@ -38,7 +35,6 @@ PARENT_VARIABLE = "FULMEN_PARENT"  # "process id:rank" of the launcher, in a scr
 
 _CULPRIT_S = 60.0  # who failed first may still write a checkpoint; nobody waits for it
 _POLL_S = 0.1
-_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 class Launched(Protocol):
@@ -197,13 +193,3 @@ def _watch_parent(parent: int, rank: int, is_alive: Callable[[], bool]) -> None:
         watch.announce(report)
     time.sleep(CLEANUP_S)  # the watch ends this process before that, unless a hung thread blocks it
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def die_with_parent(signum: int | None) -> None:
-    """Let the system send this process a signal when its parent ends, where it can: on Linux.
-
-    Args:
-        signum: Number of the signal; `None` for none.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signum or 0)

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 import torch.multiprocessing
 
-from fulmen.strategies.fault_report import Report, as_exception, mark_launched
+from fulmen.strategies.fault_report import LAUNCH_FOLDER_VARIABLE, Report, as_exception, mark_launched, write_report
 from fulmen.strategies.fault_watch import GRACE_S
 from fulmen.strategies.launchers.launcher import (
     Carrier,
@@ -39,7 +39,7 @@ from fulmen.utilities.seed import collect_rng_states, set_rng_states
 
 __all__ = ["MultiProcessingLauncher", "do_task"]
 
-_FOLDER_VARIABLE = "FULMEN_LAUNCH_FOLDER"  # where workers find their task and leave their results
+_FORWARDED = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 _INTERRUPT_ASK_S, _INTERRUPT_KILL_S = 10.0, 60.0  # interrupted ranks may save a checkpoint
 _MISSING_GUARD = """\
 The processes of `start_method={start_method!r}` import the script `{script}` again, and this started the run once more:
@@ -116,7 +116,7 @@ class MultiProcessingLauncher(Launcher):
     @contextlib.contextmanager
     def _environment(self, folder: str) -> Iterator[None]:
         """Set what the processes inherit: one port for all, and where to leave results."""
-        values = {_FOLDER_VARIABLE: folder}
+        values = {LAUNCH_FOLDER_VARIABLE: folder}
         environment = self.strategy.cluster_environment
         if environment is not None and not environment.creates_processes_externally:
             values["MASTER_ADDR"] = environment.main_address
@@ -145,7 +145,7 @@ class MultiProcessingLauncher(Launcher):
             context.Process(target=_work, args=(local_rank, str(folder), os.getpid(), inherited))  # type: ignore[attr-defined]  # of every context
             for local_rank in range(self.strategy.num_processes)
         ]
-        with _forwarded(signal.SIGTERM, self.kill) as received:
+        with _forwarded(self.kill) as received:
             try:
                 for process in self.procs:
                     process.start()
@@ -278,7 +278,9 @@ class _ProcessState:
 def _work(local_rank: int, folder: str, parent: int, task: _Task | None) -> None:
     """Be one rank, for the whole life of a process."""
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the handler of the launching process, which `fork` inherits
+        for signum in _FORWARDED:
+            if isinstance(signal.getsignal(signum), _Forward):  # of the launching process, which `fork` inherits
+                signal.signal(signum, signal.SIG_DFL)
     launching = parent_process()
     if launching is not None and os.getppid() != parent:  # a fork server stands between
         watch_parent(parent, rank=-1, is_alive=lambda: not wait([launching.sentinel], timeout=0))
@@ -317,7 +319,7 @@ def do_task(local_rank: int, folder_name: str, task: _Task | None) -> int:
     except BaseException as error:
         culprit = launcher.explain(error) if launcher is not None else None
         report = culprit or Report.of_error(error, _rank_of(launcher, local_rank))
-        _write(folder / f"report_{local_rank}.json", report)
+        write_report(folder / f"report_{local_rank}.json", report)
         code = report.exit_code if report.kind == "leave" else 1
     sys.stdout.flush()
     sys.stderr.flush()
@@ -332,12 +334,6 @@ def _rank_of(launcher: MultiProcessingLauncher | None, local_rank: int) -> int:
 
 def _order_of_failures(report: Report) -> tuple[bool, bool, float]:
     return report.is_consequence, report.kind == "leave" and report.exit_code == 0, report.time
-
-
-def _write(path: Path, report: Report) -> None:
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps(asdict(report)))
-    unfinished.replace(path)
 
 
 def _save_result(content: Any, folder: Path) -> None:
@@ -384,27 +380,36 @@ def _refuse_import_in_worker() -> None:
         frame = frame.f_back
     if frame is None:
         return
-    folder = os.environ.get(_FOLDER_VARIABLE)
+    folder = os.environ.get(LAUNCH_FOLDER_VARIABLE)
     if folder is not None and Path(folder).is_dir():
         Path(folder, "no_guard").touch()
         os._exit(1)  # the launching process says what is wrong, once
     raise RuntimeError(_MISSING_GUARD.format(start_method="spawn", script=frame.f_code.co_filename))
 
 
+class _Forward:
+    """A handler that passes signals on to the workers, who may stop at a safe point."""
+
+    def __init__(self, send: Callable[[int], None]) -> None:
+        self.send = send
+        self.received: list[int] = []
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        self.received.append(signum)
+        self.send(signum)
+
+
 @contextlib.contextmanager
-def _forwarded(signum: int, send: Callable[[int], None]) -> Iterator[list[int]]:
-    """Pass a signal on to the workers, who may stop at a safe point; yields what was received."""
-    received: list[int] = []
+def _forwarded(send: Callable[[int], None]) -> Iterator[list[int]]:
+    """Pass signals on; yields what was received. Handlers of the user's for others than SIGTERM stay."""
+    forward = _Forward(send)
     if threading.current_thread() is not threading.main_thread():
-        yield received
+        yield forward.received
         return
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        send(number)
-
-    before = signal.signal(signum, forward)
+    taken = [each for each in _FORWARDED if each == signal.SIGTERM or signal.getsignal(each) is signal.SIG_DFL]
+    before = {signum: signal.signal(signum, forward) for signum in taken}
     try:
-        yield received
+        yield forward.received
     finally:
-        signal.signal(signum, before if before is not None else signal.SIG_DFL)
+        for signum, handler in before.items():
+            signal.signal(signum, handler if handler is not None else signal.SIG_DFL)

@@ -24,11 +24,11 @@ from fulmen.strategies.launchers.launcher import (
     PARENT_VARIABLE,
     Carrier,
     Launcher,
-    die_with_parent,
     end_children,
     threads_per_process,
 )
 from fulmen.utilities.lazy import require
+from fulmen.utilities.parent_death import die_with_parent
 from fulmen.utilities.rank_zero import rank_zero_info
 
 __all__ = ["SubprocessScriptLauncher", "command_of_this_program"]

@@ -1,0 +1,235 @@
+"""A copy of a checkpoint in host memory that is kept, and filled again by the next checkpoint.
+
+Copying into memory that is there already is several times faster than into new memory, which the system must find and
+clear page by page. All large tensors share one region, so whatever their shapes, the next ones fit if they are not
+larger as a whole.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+import mmap
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, UntypedStorage, nn
+
+__all__ = ["HostCopies", "Snapshot"]
+
+log = logging.getLogger(__name__)
+_SMALL_BYTES = 2**16  # counters, biases: copied one by one, beside the region
+_ALIGNMENT = 64
+_device_of_copy = threading.local()  # `tags`: address of a copy to the name of the device that it was copied from
+
+
+class Snapshot:
+    """A checkpoint that later training does not reach.
+
+    Its large tensors belong to the region, so it is only good until `HostCopies` is given back and filled again.
+
+    Attributes:
+        content: The checkpoint, all tensors in host memory. What was shared between tensors still is.
+    """
+
+    def __init__(self, content: Any, tags: dict[int, str]) -> None:
+        self.content = content
+        self._tags = tags
+
+    @contextmanager
+    def written_as_original(self) -> Iterator[None]:
+        """Context in which `torch.save` writes down the devices that the tensors come from, as without a copy."""
+        _device_of_copy.tags = self._tags
+        try:
+            yield
+        finally:
+            _device_of_copy.tags = {}
+
+
+class HostCopies:
+    """Makes snapshots in a region of host memory that it keeps; page-locked if there are tensors of a GPU."""
+
+    def __init__(self) -> None:
+        self._region: mmap.mmap | None = None
+        self._in_use: list[Tensor] = []  # bytes of the large storages of the last snapshot
+
+    def take(self, checkpoint: Any, *, is_free: bool, wait_until_free: Callable[[], None]) -> Snapshot:
+        """Copy a checkpoint.
+
+        Args:
+            checkpoint: Dicts, lists, tensors, anything that can be copied.
+            is_free: Nobody reads earlier snapshots any more.
+            wait_until_free: Called if somebody does, unless the new snapshot's large tensors equal those of the
+                earlier one, as when two files are written of one state: then both share them.
+        """
+        storages: dict[int, UntypedStorage] = {}
+        _find_storages(checkpoint, storages, set())
+        large = {key: storage for key, storage in storages.items() if storage.nbytes() >= _SMALL_BYTES}
+        sources = [_bytes_of(storage) for storage in large.values()]
+        if is_free or not self._holds(sources):
+            if not is_free:
+                wait_until_free()
+            self._fill(sources)
+        copies = dict(zip(large, (kept.untyped_storage() for kept in self._in_use), strict=True))
+        for key, storage in storages.items():
+            if key not in copies:
+                copies[key] = _bytes_of(storage).to("cpu", copy=True).untyped_storage()
+        tags = {
+            copies[key].data_ptr(): torch.serialization.location_tag(storage)
+            for key, storage in storages.items()
+            if storage.device.type != "cpu"
+        }
+        if tags:
+            _write_original_devices()
+        return Snapshot(_copied(checkpoint, copies, {}), tags)
+
+    def release(self) -> None:
+        """Give the memory back to the system, as soon as nobody uses a snapshot in it."""
+        self._in_use = []
+        self._region = None
+
+    def _holds(self, sources: list[Tensor]) -> bool:
+        if [source.numel() for source in sources] != [kept.numel() for kept in self._in_use]:
+            return False
+        return all(map(_is_same, sources, self._in_use))
+
+    def _fill(self, sources: list[Tensor]) -> None:
+        starts, size = [], 0
+        for source in sources:
+            starts.append(size)
+            size += -(-source.numel() // _ALIGNMENT) * _ALIGNMENT
+        on_gpu = any(source.is_cuda for source in sources)
+        self._in_use = []
+        if size > (0 if self._region is None else len(self._region)):
+            self._region = None  # before the new one is there, so that there are never two
+            self._region = _new_region(size, pinned=on_gpu)
+        for start, source in zip(starts, sources, strict=True):
+            kept = torch.frombuffer(self._region, dtype=torch.uint8, offset=start, count=source.numel())
+            kept.copy_(source, non_blocking=True)
+            self._in_use.append(kept)
+        for device in {source.device for source in sources if source.is_cuda}:
+            torch.cuda.current_stream(device).synchronize()  # sync: the copies must be there before training goes on
+
+
+# ---- the region
+
+
+def _new_region(size: int, *, pinned: bool) -> mmap.mmap:
+    private = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
+    try:
+        region = mmap.mmap(-1, size, **private)
+    except OSError as error:
+        raise MemoryError(
+            f"`AsyncCheckpointIO` needs {size / 1e9:.1f} GB of host memory for its copy of a checkpoint, and there is"
+            f" not so much ({error}). Use the default `TorchCheckpointIO`, which writes without a copy."
+        ) from error
+    if hasattr(mmap, "MADV_DONTFORK"):
+        region.madvise(mmap.MADV_DONTFORK)  # else filling it while loader workers live would copy it once more
+    if pinned:
+        address = torch.frombuffer(region, dtype=torch.uint8).data_ptr()
+        runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+        if int(runtime.cudaHostRegister(address, size, 0)) == 0:
+            weakref.finalize(region, runtime.cudaHostUnregister, address).atexit = False
+        else:
+            log.debug("%d bytes could not be page-locked; copying to them takes longer", size)
+    return region
+
+
+def _bytes_of(storage: UntypedStorage) -> Tensor:
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+
+
+def _is_same(source: Tensor, kept: Tensor) -> bool:
+    dtype = torch.int64 if source.numel() % 8 == 0 else torch.uint8  # comparing eight bytes at once is faster
+    return torch.equal(source.view(dtype), kept.to(source.device).view(dtype))
+
+
+# ---- the copy
+
+
+def _find_storages(value: Any, storages: dict[int, UntypedStorage], seen: set[int]) -> None:
+    """Collect the storages of all tensors that can be copied as a whole, in the order in which they are written."""
+    if isinstance(value, Tensor):
+        if _is_plain(value):
+            storage = value.untyped_storage()
+            storages[storage._cdata] = storage
+    elif id(value) not in seen and (isinstance(value, dict) or _is_sequence(value)):
+        seen.add(id(value))
+        for item in value.values() if isinstance(value, dict) else value:
+            _find_storages(item, storages, seen)
+
+
+def _is_sequence(value: Any) -> bool:
+    return type(value) in (list, tuple, set, frozenset) or _is_named_tuple(value)
+
+
+def _is_named_tuple(value: Any) -> bool:
+    return isinstance(value, tuple) and hasattr(value, "_fields")
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return (
+        type(tensor) in (Tensor, nn.Parameter)
+        and tensor.layout is torch.strided
+        and tensor.device.type in ("cpu", "cuda")
+        and not (tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
+    )
+
+
+def _copied(value: Any, copies: dict[int, UntypedStorage], memo: dict[int, Any]) -> Any:
+    """Copy as `copy.deepcopy` does, tensors to host memory; what is one object stays one, as the file shows it."""
+    if id(value) in memo:
+        return memo[id(value)]
+    result: Any
+    if isinstance(value, Tensor):
+        result = _tensor(value, copies, memo)
+    elif isinstance(value, dict):
+        result = copy.copy(value)  # keeps type and attributes, e.g. `_metadata` of a state_dict
+        memo[id(value)] = result
+        result.update({key: _copied(item, copies, memo) for key, item in value.items()})
+        if getattr(value, "__dict__", None):
+            vars(result).update(copy.deepcopy(vars(value), memo))
+    elif _is_sequence(value):
+        items = [_copied(item, copies, memo) for item in value]
+        result = type(value)(*items) if _is_named_tuple(value) else type(value)(items)
+    else:
+        result = copy.deepcopy(value, memo)
+    memo[id(value)] = result
+    return result
+
+
+def _tensor(tensor: Tensor, copies: dict[int, UntypedStorage], memo: dict[int, Any]) -> Tensor:
+    if tensor.is_meta:
+        return tensor
+    if not _is_plain(tensor):
+        return tensor.detach().to("cpu", copy=True)
+    result = torch.empty(0, dtype=tensor.dtype)
+    storage = copies[tensor.untyped_storage()._cdata]
+    result.set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())
+    if isinstance(tensor, nn.Parameter):
+        result = nn.Parameter(result, tensor.requires_grad)
+    elif tensor.requires_grad:
+        result.requires_grad_()
+    if vars(tensor):
+        vars(result).update(copy.deepcopy(vars(tensor), memo))
+    return result
+
+
+# ---- devices in the file
+
+
+@functools.cache
+def _write_original_devices() -> None:
+    """Have `torch.save` ask `_original_device` first for the device that it writes down with a tensor."""
+    torch.serialization.register_package(0, _original_device, lambda storage, location: None)
+
+
+def _original_device(storage: Any) -> str | None:
+    tags: dict[int, str] = getattr(_device_of_copy, "tags", {})
+    return tags.get(storage.data_ptr()) if tags and storage.device.type == "cpu" else None

@@ -33,7 +33,7 @@ _PLUGINS = {"fulmen": "fulmen.plugins.io", "lightning": "lightning.pytorch.plugi
 
 # key -> title, how it is saved, which save of a process counts: memory that is kept is there from the second one on
 CHECKPOINT_CASES: dict[str, tuple[str, str, int]] = {
-    "checkpoint_sync": ("synchronous save", "sync", 1),
+    "checkpoint_sync": ("synchronous save", "sync", 0),
     "checkpoint_async_first": ("AsyncCheckpointIO, first save", "async", 0),
     "checkpoint_async": ("AsyncCheckpointIO, later saves", "async", 1),
 }
@@ -70,14 +70,14 @@ def measure_checkpoints(
         rows = {package: (found[package, "plain"], found[package, mode]) for package in pythons}
         figures = {package: _summary(plain, measured, index) for package, (plain, measured) in rows.items()}
         times.append({"key": key, "title": title, "unit": "ms per save", "packages": figures})
-        if index:
+        if key != "checkpoint_async_first":
             extra = {package: _memory(plain, measured) for package, (plain, measured) in rows.items()}
             memory.append({"key": key, "title": title, "packages": extra})
     return times, memory
 
 
 def _summary(plain: list[dict[str, Any]], measured: list[dict[str, Any]], index: int) -> dict[str, Any]:
-    pairs = [(p["seconds"][1] * 1e3, m["seconds"][index] * 1e3) for p, m in zip(plain, measured, strict=True)]
+    pairs = [(p["seconds"][0] * 1e3, m["seconds"][index] * 1e3) for p, m in zip(plain, measured, strict=True)]
     figures = {
         "plain": [plain for plain, _ in pairs],
         "measured": [measured for _, measured in pairs],
@@ -170,20 +170,21 @@ def forget_peak() -> int | None:
 
 
 def measure(package: str, mode: str, folder: str, device: str, millions: float) -> dict[str, Any]:
-    """Save twice, the weights having changed in between."""
+    """Save twice, to two files, the weights having changed in between."""
     save, wait = saver(package, mode)
     checkpoint = make_checkpoint(device, millions)
     plain_save({"a": torch.ones(1)}, os.path.join(folder, "small.ckpt"))  # loads what torch loads late
     before = forget_peak()
-    seconds, path = [], os.path.join(folder, "a.ckpt")
-    for _ in range(2):
+    seconds = []
+    for name in "ab":
+        path = os.path.join(folder, f"{name}.ckpt")
         os.sync()  # what others have written must not be waited for here
         clock = Clock(device, "wall")
         clock.start()
         save(checkpoint, path)
         clock.stop()
         seconds.append(clock.seconds)
-        while mode == "async" and len(seconds) == 1 and not os.path.exists(path):
+        while not os.path.exists(path):
             time.sleep(0.02)
         time.sleep(0.1)
         for weight in checkpoint["state_dict"].values():

@@ -171,3 +171,22 @@ def test_rows_before_a_checkpoint_survive_a_kill(tmp_path):
 
     written = [(tmp_path / name / "lightning_logs/version_0/metrics.csv").read_text() for name in ("b", "whole")]
     assert written[0] == written[1]
+
+
+def test_an_attempt_of_which_no_checkpoint_is_left_is_set_aside(tmp_path):
+    def logs():
+        return [CSVLogger(tmp_path, version=0), TensorBoardLogger(tmp_path, name="board", version=0)]
+
+    with pytest.raises(Stops):
+        fit(tmp_path, logs(), stop_at=4, ckpt_path="auto", every_n_train_steps=100)
+    file = tmp_path / "lightning_logs/version_0/metrics.csv"
+    first = file.read_text()
+    for path in (tmp_path / "board/version_0").glob("events*"):  # TensorBoard sorts by the second in the name
+        path.rename(path.with_name(path.name.replace("tfevents.", "tfevents.0")))
+    fit(tmp_path, logs(), ckpt_path="auto", every_n_train_steps=100)
+    fit(tmp_path / "whole", CSVLogger(tmp_path / "whole", version=0), every_n_train_steps=100)
+    events = EventAccumulator(str(tmp_path / "board/version_0")).Reload()
+
+    assert file.read_text() == (tmp_path / "whole/lightning_logs/version_0/metrics.csv").read_text()
+    assert Path(f"{file}.bak").read_text() == first
+    assert [event.step for event in events.Scalars("loss_step")] == list(range(18))

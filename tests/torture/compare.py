@@ -233,6 +233,6 @@ def _short(value: Any) -> str:
 def _stray_files(folder: Path) -> Iterator[Difference]:
     known = {"final.pt", "record.jsonl", "output.txt", "metrics.csv", "hparams.yaml"}
     files = [path for path in folder.rglob("*") if path.is_file() or path.is_symlink()]
-    stray = [path for path in files if path.name not in known and path.suffix != ".ckpt"]
+    stray = [path for path in files if path.name not in known and path.suffix not in (".ckpt", ".bak")]
     if stray:
         yield Difference("stray", len(stray), str(stray[0].relative_to(folder)))

@@ -120,6 +120,13 @@ class ExperimentWriter:
             " back; the run logs them again."
         )
 
+    def begin_anew(self) -> None:
+        """Begin an empty file; rows that are there are kept beside it, under a name that ends in `.bak`."""
+        self._continues = False
+        if self.num_rows:
+            replace_text(f"{self.metrics_file_path}.bak", read_text(self.metrics_file_path) or "")
+            self.go_back(0)
+
     def _rewrite(self, columns: list[str]) -> None:
         """Write all rows, old and buffered, under a new header."""
         old, _ = self._rows_of_file()
@@ -241,6 +248,11 @@ class CSVLogger(VersionedLogger):
         """
         if self._is_here(position):
             self.experiment.go_back(int(position["rows"]))
+
+    @rank_zero_only
+    def begin_anew(self) -> None:
+        """Begin an empty `metrics.csv`; one of an earlier attempt is kept as `metrics.csv.bak`."""
+        self.experiment.begin_anew()
 
     @rank_zero_only
     def save(self) -> None:

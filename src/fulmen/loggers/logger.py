@@ -92,6 +92,9 @@ class Logger(ABC):
             position: What `position` returned when the checkpoint was written.
         """
 
+    def begin_anew(self) -> None:  # noqa: B027 - optional to override
+        """Set aside what an earlier attempt has logged to the same place: no checkpoint of it is left to go on from."""
+
     def finalize(self, status: str) -> None:
         """End the run.
 

@@ -153,6 +153,13 @@ class TensorBoardLogger(VersionedLogger):
                 self._remember(str(name), float(number), step)
 
     @rank_zero_only
+    def begin_anew(self) -> None:
+        """Have TensorBoard ignore what an earlier attempt has logged in the same folder."""
+        _ = self.experiment
+        if sum("tfevents" in name for name in os.listdir(self.log_dir)) > 1:
+            self.resume_at({"log_dir": self.log_dir, "step": -1, "values": []})
+
+    @rank_zero_only
     def log_hyperparams(
         self,
         params: dict[str, Any] | Namespace,

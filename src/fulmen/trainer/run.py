@@ -141,7 +141,7 @@ def set_up(
     if checkpoint is not None and not is_late:
         with explaining_misfit(trainer, ckpt_path):
             _restore_what_every_stage_uses(trainer, checkpoint)
-    _restore_record(trainer, checkpoint)
+    _restore_record(trainer, checkpoint, ckpt_path)
     trainer.begin_metrics()
     strategy.setup(trainer)
     if fn == "fit":
@@ -226,12 +226,16 @@ def _restore_what_every_stage_uses(trainer: Trainer, checkpoint: dict[str, Any])
     restore_precision(trainer, checkpoint)
 
 
-def _restore_record(trainer: Trainer, checkpoint: dict[str, Any] | None) -> None:
+def _restore_record(trainer: Trainer, checkpoint: dict[str, Any] | None, ckpt_path: Any) -> None:
     """Begin a fit in the record of runs, and bring the logs to where they were when the checkpoint was written."""
-    if trainer.state.fn == TrainerFn.FITTING:
-        own = (checkpoint or {}).get(OWN_KEY, {})
-        trainer.run_record.begin(own)
-        restore_log(trainer, own)
+    if trainer.state.fn != TrainerFn.FITTING:
+        return
+    own = (checkpoint or {}).get(OWN_KEY, {})
+    trainer.run_record.begin(own)
+    restore_log(trainer, own)
+    if checkpoint is None and "auto" in (ckpt_path, trainer.ckpt_path_of_user):  # an attempt that got nowhere
+        for logger in trainer.loggers:
+            logger.begin_anew()
 
 
 def _warn_about_eval_mode(module: LightningModule) -> None:

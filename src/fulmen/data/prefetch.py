@@ -385,6 +385,8 @@ class TrainBatches:
 
     def loader_states(self) -> list[Any]:
         """Return `state_dict()` of each loader that has it, as it is now."""
+        if self._to_reach is not None and self._states:  # nothing was opened since they were loaded
+            return list(self._states)
         return [each.state_dict() for each in self._stateful]
 
     def load_loader_states(self, states: list[Any]) -> None:

@@ -15,14 +15,13 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.timing import Clock, Spread
+from benchmarks.timing import Clock, Spread, summary
 
 __all__ = ["CHECKPOINT_CASES", "measure_checkpoints"]
 
@@ -77,14 +76,7 @@ def measure_checkpoints(
 
 
 def _summary(plain: list[dict[str, Any]], measured: list[dict[str, Any]], index: int) -> dict[str, Any]:
-    pairs = [(p["seconds"][0] * 1e3, m["seconds"][index] * 1e3) for p, m in zip(plain, measured, strict=True)]
-    figures = {
-        "plain": [plain for plain, _ in pairs],
-        "measured": [measured for _, measured in pairs],
-        "over": [measured - plain for plain, measured in pairs],
-        "ratio": [measured / plain for plain, measured in pairs],
-    }
-    return {name: asdict(Spread.of(values)) for name, values in figures.items()}
+    return summary((p["seconds"][0] * 1e3, m["seconds"][index] * 1e3) for p, m in zip(plain, measured, strict=True))
 
 
 def _memory(plain: list[dict[str, Any]], measured: list[dict[str, Any]]) -> dict[str, float | None]:

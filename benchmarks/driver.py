@@ -18,7 +18,7 @@ from benchmarks.imports import time_import
 from benchmarks.ranks import RANK_CASES
 from benchmarks.screen import Screens
 from benchmarks.shape import SHAPES
-from benchmarks.timing import Spread
+from benchmarks.timing import Spread, summary
 
 __all__ = ["IMPORT_ROWS", "chosen", "count", "default_workers", "describe", "time_cases", "time_imports"]
 
@@ -116,14 +116,7 @@ def time_cases(
 
 
 def _summary(rounds: list[dict[str, float]], scale: float) -> dict[str, Any]:
-    pairs = [(answer["plain"] * scale, answer["measured"] * scale) for answer in rounds]
-    figures = {
-        "plain": [plain for plain, _ in pairs],
-        "measured": [measured for _, measured in pairs],
-        "over": [measured - plain for plain, measured in pairs],
-        "ratio": [measured / plain for plain, measured in pairs],
-    }
-    return {name: asdict(Spread.of(values)) for name, values in figures.items()}
+    return summary((answer["plain"] * scale, answer["measured"] * scale) for answer in rounds)
 
 
 def count(workers: Workers) -> list[dict[str, Any]]:

@@ -13,7 +13,6 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from benchmarks.cases import quiet
 from benchmarks.frameworks import Framework, load
 from benchmarks.models import make_model
 from benchmarks.plain import WINDOW, model_and_optimizer
-from benchmarks.timing import Batches, Setup, Spread
+from benchmarks.timing import Batches, Setup, summary
 
 __all__ = ["RANK_CASES", "time_ranks"]
 
@@ -165,14 +164,7 @@ def _run(
 
 
 def _summary(rounds: list[dict[str, float]]) -> dict[str, Any]:
-    pairs = [(answer["plain"] * 1e6, answer["measured"] * 1e6) for answer in rounds]
-    figures = {
-        "plain": [plain for plain, _ in pairs],
-        "measured": [measured for _, measured in pairs],
-        "over": [measured - plain for plain, measured in pairs],
-        "ratio": [measured / plain for plain, measured in pairs],
-    }
-    return {name: asdict(Spread.of(values)) for name, values in figures.items()}
+    return summary((answer["plain"] * 1e6, answer["measured"] * 1e6) for answer in rounds)
 
 
 def main() -> None:

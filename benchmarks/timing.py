@@ -5,13 +5,13 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-__all__ = ["Batches", "Clock", "Setup", "Spread"]
+__all__ = ["Batches", "Clock", "Setup", "Spread", "summary"]
 
 IN_FEATURES = 32
 BATCH_SIZE = 4
@@ -126,3 +126,19 @@ class Spread:
             return cls(values[0], values[0], values[0])
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")
         return cls(median, low, high)
+
+
+def summary(rounds: Iterable[tuple[float, float]]) -> dict[str, dict[str, float]]:
+    """Return what the rounds of a case come down to, as plain data for the report.
+
+    Args:
+        rounds: For each round, the figure of the plain loop and the measured one.
+    """
+    pairs = list(rounds)
+    figures = {
+        "plain": [plain for plain, _ in pairs],
+        "measured": [measured for _, measured in pairs],
+        "over": [measured - plain for plain, measured in pairs],
+        "ratio": [measured / plain for plain, measured in pairs],
+    }
+    return {name: asdict(Spread.of(values)) for name, values in figures.items()}

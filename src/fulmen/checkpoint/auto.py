@@ -36,7 +36,7 @@ from fulmen.utilities.rank_zero import rank_zero_info, rank_zero_warn
 if TYPE_CHECKING:
     from fulmen.trainer.trainer import Trainer
 
-__all__ = ["explaining_misfit", "newest_of_run"]
+__all__ = ["explaining_misfit", "is_asked_for", "newest_of_run"]
 
 _START_FRESH = (
     "To start anew, leave `ckpt_path` out, or give this run a folder of its own: `ModelCheckpoint(dirpath=...)`, or a"
@@ -71,6 +71,16 @@ def newest_of_run(trainer: Trainer, *, fn: str) -> str | None:
     return chosen
 
 
+def is_asked_for(trainer: Trainer, ckpt_path: Any) -> bool:
+    """Tell if a run was asked to look for its newest checkpoint.
+
+    Args:
+        trainer: The Trainer of the run; what was assigned to its `ckpt_path` counts if there is no argument.
+        ckpt_path: The argument of `fit`, `validate`, `test` or `predict`.
+    """
+    return bool((trainer.ckpt_path_of_user if ckpt_path is None else ckpt_path) == "auto")
+
+
 @contextmanager
 def explaining_misfit(trainer: Trainer, ckpt_path: Any) -> Iterator[None]:
     """Context for taking over a checkpoint; if the file was not named by the user, an error names it.
@@ -85,8 +95,7 @@ def explaining_misfit(trainer: Trainer, ckpt_path: Any) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        asked = trainer.ckpt_path_of_user if ckpt_path is None else ckpt_path
-        if asked != "auto":
+        if not is_asked_for(trainer, ckpt_path):
             raise
         raise RuntimeError(
             f'`ckpt_path="auto"` found `{trainer.ckpt_path}`, which does not fit this run: {error}. {_START_FRESH}.'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from fulmen.loops.fit import FitLoop
     from fulmen.trainer.trainer import Trainer
 
-__all__ = ["BegunValidation", "back_to_window_start"]
+__all__ = ["BegunValidation", "back_to_window_start", "has_own_hook"]
 
 _HOOKS_THAT_MAY_SWAP_WEIGHTS = ("on_validation_start", "on_validation_epoch_start", "on_validation_model_eval")
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
@@ -72,6 +73,18 @@ class BegunValidation:
             counts.completed += 1
 
 
+def has_own_hook(trainer: Trainer, hooks: Iterable[str]) -> bool:
+    """Tell if a callback of the user's, not of this package, has one of some hooks.
+
+    Args:
+        trainer: The Trainer of the run.
+        hooks: Their names; those that callbacks do not have are passed over.
+    """
+    others = [each for each in trainer.callbacks if not type(each).__module__.startswith("fulmen.")]
+    known = [hook for hook in hooks if hasattr(Callback, hook)]
+    return any(is_overridden(hook, each, Callback) for each in others for hook in known)
+
+
 def back_to_window_start(loop: FitLoop, window: int) -> None:
     """Uncount the batches of an accumulation window that an error has ended, as its gradients are lost.
 
@@ -89,15 +102,8 @@ def back_to_window_start(loop: FitLoop, window: int) -> None:
 def _may_swap_weights(trainer: Trainer) -> bool:
     """Tell if a hook of the user's runs before the first validation batch; those of this package swap nothing."""
     module = trainer.lightning_module
-    return any(
-        is_overridden(hook, module, LightningModule)
-        or any(
-            hasattr(Callback, hook) and is_overridden(hook, each, Callback)
-            for each in trainer.callbacks
-            if not type(each).__module__.startswith("fulmen.")
-        )
-        for hook in _HOOKS_THAT_MAY_SWAP_WEIGHTS
-    )
+    hooks = _HOOKS_THAT_MAY_SWAP_WEIGHTS
+    return any(is_overridden(hook, module, LightningModule) for hook in hooks) or has_own_hook(trainer, hooks)
 
 
 def _fingerprint(trainer: Trainer) -> Tensor:

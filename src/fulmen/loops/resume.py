@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fulmen.core.callback import Callback
 from fulmen.core.module import LightningModule
+from fulmen.loops.interruption import has_own_hook
 from fulmen.metrics.objects import load_metric_states, metric_states
 from fulmen.utilities.model_helpers import is_overridden
 from fulmen.utilities.seed import set_rng_states
@@ -210,5 +210,4 @@ def _may_save_inside_batch(trainer: Trainer) -> bool:
         return True
     if any(getattr(each, "save_on_exception", True) for each in trainer.checkpoint_callbacks):
         return True
-    others = [each for each in trainer.callbacks if not type(each).__module__.startswith("fulmen.")]
-    return any(is_overridden(hook, each, Callback) for each in others for hook in _HOOKS_INSIDE_BATCH)
+    return has_own_hook(trainer, _HOOKS_INSIDE_BATCH)

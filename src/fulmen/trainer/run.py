@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fulmen.checkpoint.auto import explaining_misfit
+from fulmen.checkpoint.auto import explaining_misfit, is_asked_for
 from fulmen.checkpoint.contents import (
     OWN_KEY,
     restore_callbacks,
@@ -233,7 +233,7 @@ def _restore_record(trainer: Trainer, checkpoint: dict[str, Any] | None, ckpt_pa
     own = (checkpoint or {}).get(OWN_KEY, {})
     trainer.run_record.begin(own)
     restore_log(trainer, own)
-    if checkpoint is None and "auto" in (ckpt_path, trainer.ckpt_path_of_user):  # an attempt that got nowhere
+    if checkpoint is None and is_asked_for(trainer, ckpt_path):  # an attempt that got nowhere
         for logger in trainer.loggers:
             logger.begin_anew()
 

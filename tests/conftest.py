@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import signal
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -19,6 +21,22 @@ def seed() -> None:
         pass
     else:
         np.random.seed(0)
+
+
+_ENDING_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+)
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """Let no test leave a handler behind, which would make others fail."""
+    before = {signum: signal.getsignal(signum) for signum in _ENDING_SIGNALS}
+    yield
+    left = [signum for signum, handler in before.items() if signal.getsignal(signum) != handler]
+    for signum in left:
+        signal.signal(signum, before[signum])
+    assert not left, f"the test left handlers behind: {left}"
 
 
 # Of tests that start processes (seconds each, as every process imports torch) the default run has one of each kind.

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from fulmen import Fabric, Trainer
+from fulmen import Callback, Fabric, Trainer
 from fulmen.data import worker_watch
 from fulmen.data.worker_watch import open_watched
 from fulmen.demos.boring_classes import BoringModel, RandomDataset
@@ -119,6 +119,31 @@ def test_worker_that_dies_is_named_with_the_way_it_died(tmp_path, how, words, st
 
     name = "train dataloader" if stage == "train" else "val dataloader 1"
     assert re.search(rf"Worker 0 \(pid \d+\) of the {name} {words}", text)
+
+
+def test_a_worker_that_dies_while_a_run_is_taken_down_disturbs_nothing(tmp_path, caplog):
+    before = signal.getsignal(signal.SIGTERM)
+
+    class Fails(BoringModel):
+        def training_step(self, batch, batch_idx):
+            raise ValueError("wrong from the start")
+
+        def on_exception(self, error):
+            for worker in multiprocessing.active_children():
+                worker.kill()
+            time.sleep(0.3)  # torch's handler raises here, or wherever else this process is
+
+    class AtException(Callback):
+        def on_exception(self, trainer, pl_module, exception):
+            pl_module.on_exception(exception)
+
+    trainer = Trainer(**quiet(tmp_path, callbacks=[AtException()]))
+    with pytest.raises(ValueError, match="wrong from the start"):
+        trainer.fit(Fails(), loader_of("sleeps", seconds=30.0))
+
+    assert not [record for record in caplog.records if "While cleaning up" in record.getMessage()]
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert multiprocessing.active_children() == []
 
 
 def test_error_in_a_worker_keeps_its_type_and_names_loader_batch_and_samples(tmp_path):

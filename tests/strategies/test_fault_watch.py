@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -114,6 +115,20 @@ def comes_late(port: int):
 @pytest.mark.distributed
 def test_end_of_a_short_program_is_no_death_for_a_rank_that_begins_to_watch_later():
     assert run_ranks(comes_late, 2, free_port(), timeout=110) == [None, None]
+
+
+def test_thread_has_ended_when_the_watch_has():
+    port = free_port()
+    store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+
+    for _ in range(3):  # at different places of its search for rank 0, who never comes
+        watch = FaultWatch(address="127.0.0.1", port=port, rank=1, world_size=2)
+        watch.start()
+        watch.accept(Report("death", 0, "", 0, 0.0, "so that it need not wait for rank 0"))
+        watch.stop()
+        names = [thread.name for thread in threading.enumerate()]
+        assert "fulmen-fault-watch" not in names  # in native code at the end of Python it would be ended by SIGABRT
+    del store
 
 
 UNEVEN_STEPS = """

@@ -93,6 +93,7 @@ def run(
         abort(trainer, interrupt)
         raise SystemExit(128 + signal.SIGINT) from interrupt
     except BaseException as error:
+        trainer.signals.leave_loops()
         trainer.state.status = TrainerStatus.INTERRUPTED
         place = whereabouts(trainer)
         explained = explain_worker_failure(error, epoch=place.epoch, train_batch_idx=place.batch_idx)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -17,9 +18,12 @@ from fulmen.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 __all__ = ["Signals"]
 
+log = logging.getLogger(__name__)
+
 _SAME_PRESS_S = 0.3  # a terminal and a launcher both pass on one Ctrl-C
 _CLEANUP_S = 10.0  # so long nothing but Ctrl-C cuts short how a run is taken down
 _USER_SIGNALS = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+_CHILD_ENDED = getattr(signal, "SIGCHLD", None)  # not on Windows
 _INTERRUPTED = {
     "fit": b"\nInterrupted: the step is finished and a checkpoint saved. Press Ctrl-C again to stop at once.\n",
     "": b"\nInterrupted: the run ends after this batch. Press Ctrl-C again to stop at once.\n",
@@ -110,15 +114,25 @@ class Signals:
             self.received = TIME_IS_UP
 
     def _watch(self, signum: int) -> None:
-        self._previous[signum] = signal.signal(signum, self._note)
+        if threading.current_thread() is threading.main_thread():
+            self._previous[signum] = signal.signal(signum, self._handler(signum))
+
+    def _handler(self, signum: int) -> Callable[[int, FrameType | None], None]:
+        return self._note_child if signum == _CHILD_ENDED else self._note
 
     def _is_ours(self, signum: int) -> bool:
-        return signal.getsignal(signum) == self._note
+        return signal.getsignal(signum) == self._handler(signum)
 
     def leave_loops(self) -> None:
-        """Note signals still, so that they do not cut short how a run is taken down, but raise Ctrl-C at once."""
-        self._cleanup_since = time.monotonic()
+        """Note signals still, so that they do not cut short how a run is taken down, but raise Ctrl-C at once.
+
+        Nor does the end of a data loader's worker, of which torch's handler raises an error wherever the program is.
+        """
+        if self._cleanup_since is None:
+            self._cleanup_since = time.monotonic()
         self._put_back(signal.SIGINT)
+        if _CHILD_ENDED is not None and callable(signal.getsignal(_CHILD_ENDED)) and not self._is_ours(_CHILD_ENDED):
+            self._watch(_CHILD_ENDED)
 
     def restore(self) -> None:
         """Put the user's handlers back; those that the user has set since stay."""
@@ -168,6 +182,12 @@ class Signals:
         previous = self._previous.get(signum)
         if callable(previous) and signum != signal.SIGINT:
             previous(signum, frame)
+
+    def _note_child(self, signum: int, frame: FrameType | None) -> None:
+        try:
+            self._previous[signum](signum, frame)
+        except RuntimeError as error:  # of torch: a worker of a loader that the run is done with
+            log.debug("A process ended while the run was taken down: %s", error)
 
     def _is_pressed_again(self, frame: FrameType | None) -> bool:
         """Tell if Ctrl-C is the echo of one that was noted; raise if it was pressed a second time."""

@@ -14,8 +14,9 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Protocol, TypeAlias
 
 from fulmen.plugins.environments.cluster_environment import ClusterEnvironment
+from fulmen.strategies.fault_line import CLEANUP_S
 from fulmen.strategies.fault_report import Report, end_process, is_consequence
-from fulmen.strategies.fault_watch import CLEANUP_S, GRACE_S, FaultWatch
+from fulmen.strategies.fault_watch import GRACE_S, FaultWatch
 
 __all__ = [
     "PARENT_VARIABLE",

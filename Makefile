@@ -2,12 +2,14 @@
 # Needs make and Python >= 3.10. Another interpreter: make PYTHON=python3.12 test
 PYTHON ?= python3
 VENV := .venv
+TRACKERS := .venv-loggers
+BUILT_ON := .venv-compat
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-slurm torture format lint types layers docs bench clean
+.PHONY: help demo test test-all test-slurm test-loggers test-compat torture format lint types layers docs bench clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -43,6 +45,25 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	@$(PIP) install -q -e '.[all,demo,dev,docs]'
 	@touch $@ $(VENV)/.demo
 
+# The trackers bring hundreds of megabytes, so they stay out of the other tests' environment.
+$(TRACKERS)/.ready: tests/loggers/requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(TRACKERS)
+	@echo "installing fulmen and the packages of the trackers"
+	@$(TRACKERS)/bin/python -m pip --disable-pip-version-check install -q 'torch==2.13.0+cpu' 2>/dev/null \
+		|| $(TRACKERS)/bin/python -m pip --disable-pip-version-check install -q 'torch>=2.8'
+	@$(TRACKERS)/bin/python -m pip --disable-pip-version-check install -q -e '.[all,demo]' -r tests/loggers/requirements.txt
+	@touch $@
+
+# The packages built on Lightning, and Lightning itself to compare with.
+$(BUILT_ON)/.ready: tests/compat/packages/requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(BUILT_ON)
+	@echo "installing fulmen, Lightning and packages built on it"
+	@$(BUILT_ON)/bin/python -m pip --disable-pip-version-check install -q 'torch==2.13.0+cpu' 2>/dev/null \
+		|| $(BUILT_ON)/bin/python -m pip --disable-pip-version-check install -q 'torch>=2.8'
+	@$(BUILT_ON)/bin/python -c 'import torch; print("torch==" + torch.__version__)' > $(BUILT_ON)/constraints.txt
+	@$(BUILT_ON)/bin/python -m pip --disable-pip-version-check install -q -c $(BUILT_ON)/constraints.txt -e '.' -r $<
+	@touch $@
+
 # ---- use
 demo: $(VENV)/.demo ## Train a small CNN on handwritten digits, under a minute on a CPU
 	$(BIN)/python examples/digits.py $(ARGS)
@@ -56,6 +77,12 @@ test-all: $(VENV)/.dev ## Run all tests, slow ones too
 
 test-slurm: $(VENV)/.dev ## Run the tests on a real Slurm, started for them (as root)
 	bash tests/clusters/slurm.sh run $(BIN)/python -m pytest -m slurm $(ARGS)
+
+test-loggers: $(TRACKERS)/.ready ## Run the tests of all loggers, with the packages of the trackers, in a venv of their own
+	$(TRACKERS)/bin/python -m pytest -n 2 tests/loggers $(ARGS)
+
+test-compat: $(BUILT_ON)/.ready ## Train published packages with Lightning and with fulmen, compare losses, in a venv of their own
+	$(BUILT_ON)/bin/python tests/compat/packages/run.py $(ARGS)
 
 torture: $(VENV)/.dev ## Interrupt runs at random, resume them, compare (ARGS="--runs 500", "--what saving", "--help")
 	$(BIN)/python -m tests.torture $(ARGS)
@@ -81,5 +108,5 @@ bench: $(VENV)/.dev ## Measure the overhead of a training step against the plain
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## Remove everything that can be made again
-	rm -rf $(VENV) site build dist htmlcov demo_output .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(TRACKERS) $(BUILT_ON) site build dist htmlcov demo_output .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Literal
 
 from benchmarks import cnn, plain
+from benchmarks.callbacks import CALLBACKS, trained_with
 from benchmarks.frameworks import Framework
 from benchmarks.models import make_callback, make_model
 from benchmarks.timing import Batches, Setup
@@ -21,9 +22,9 @@ class Case:
 
     key: str
     title: str
-    plain: Callable[[Setup], float]
+    plain: Callable[..., float]  # of the setup, and of the framework if it is a Trainer, too
     measured: Callable[[Setup, Framework], float]
-    unit: Literal["step", "batch", "epoch", "fit"] = "step"
+    unit: Literal["step", "batch", "epoch", "fit", "step with callbacks"] = "step"
     screen: Literal["nowhere", "pipe", "terminal"] = "nowhere"  # where the output goes
 
 
@@ -120,6 +121,7 @@ def cnn_trained(setup: Setup, framework: Framework, *, defaults: bool) -> float:
 
 _LOG_1, _LOG_10 = {"num_logged": 1}, {"num_logged": 10}
 _DEFAULTS = trained_with_defaults
+_WITH_CALLBACKS: Literal["step with callbacks"] = "step with callbacks"
 
 CASES: tuple[Case, ...] = (
     Case("unwrapped", "no Trainer: plain loop without torch's wrappers", plain.training,
@@ -152,4 +154,9 @@ CASES: tuple[Case, ...] = (
     Case("cnn_bare", "CNN with validation, bare", cnn.plain, partial(cnn_trained, defaults=False), unit="epoch"),
     Case("cnn_defaults", "CNN with validation, defaults", cnn.plain, partial(cnn_trained, defaults=True),
          unit="epoch", screen="pipe"),
+    *(
+        Case(f"callback_{key}", title, trained_with, partial(trained_with, make=make), unit=_WITH_CALLBACKS,
+             screen=screen)  # type: ignore[arg-type]  # one of the three
+        for key, title, make, screen in CALLBACKS
+    ),
 )  # fmt: skip

@@ -28,6 +28,7 @@ __all__ = ["CHECKPOINT_CASES", "measure_checkpoints"]
 _ROOT = Path(__file__).parent.parent
 _TIMEOUT_S = 900
 _NUM_TENSORS = 100
+_BEFORE_FIRST_SAVE_S = 5.0  # steps take time before they are worth a checkpoint, and a Trainer makes ready in it
 _PLUGINS = {"fulmen": "fulmen.plugins.io", "lightning": "lightning.pytorch.plugins.io"}
 
 # key -> title, how it is saved, which save of a process counts: memory that is kept is there from the second one on
@@ -131,16 +132,18 @@ def plain_save(checkpoint: dict[str, Any], path: str) -> None:
         os.fsync(file.fileno())
 
 
-def saver(package: str, mode: str) -> tuple[Callable[[dict[str, Any], str], object], Callable[[], object]]:
-    """Return what saves, and what waits until all is written."""
+def saver(
+    package: str, mode: str
+) -> tuple[Callable[[Any], object], Callable[[dict[str, Any], str], object], Callable[[], object]]:
+    """Return what a Trainer calls after the first step, what saves, and what waits until all is written."""
     if mode == "plain":
-        return plain_save, lambda: None
+        return lambda _: None, plain_save, lambda: None
     plugins = import_module(_PLUGINS[package])
     files = plugins.TorchCheckpointIO()
     if mode == "sync":
-        return files.save_checkpoint, lambda: None
+        return lambda _: None, files.save_checkpoint, lambda: None
     background = plugins.AsyncCheckpointIO(files)
-    return background.save_checkpoint, background.teardown
+    return getattr(background, "expect", lambda _: None), background.save_checkpoint, background.teardown
 
 
 def peak_bytes() -> int | None:
@@ -162,11 +165,13 @@ def forget_peak() -> int | None:
 
 
 def measure(package: str, mode: str, folder: str, device: str, millions: float) -> dict[str, Any]:
-    """Save twice, to two files, the weights having changed in between."""
-    save, wait = saver(package, mode)
+    """Save twice, to two files, some time after the first step, the weights having changed in between."""
+    expect, save, wait = saver(package, mode)
     checkpoint = make_checkpoint(device, millions)
     plain_save({"a": torch.ones(1)}, os.path.join(folder, "small.ckpt"))  # loads what torch loads late
     before = forget_peak()
+    expect(checkpoint)
+    time.sleep(_BEFORE_FIRST_SAVE_S)
     seconds = []
     for name in "ab":
         path = os.path.join(folder, f"{name}.ckpt")

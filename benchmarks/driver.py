@@ -24,6 +24,7 @@ __all__ = ["IMPORT_ROWS", "chosen", "count", "default_workers", "describe", "tim
 
 _ROOT = Path(__file__).parent.parent
 _SCALES = {"step": ("us", 1e6), "batch": ("us", 1e6), "epoch": ("ms", 1e3), "fit": ("ms", 1e3)}
+_SCALES["step with callbacks"] = _SCALES["step"]
 
 # key and title of the rows about imports, as `IMPORTS` has the statements
 IMPORT_ROWS = (("package", "import of the package"), ("names", "import of Trainer and LightningModule"))

@@ -51,6 +51,8 @@ def _tables(results: dict[str, Any]) -> list[tuple[str, Table]]:
     for unit in dict.fromkeys(row["unit"] for row in results["times"]):
         rows = [row for row in results["times"] if row["unit"] == unit]
         plain = "plain save" if unit.endswith("per save") else "plain loop"
+        if unit.endswith("with callbacks"):
+            plain = "Trainer without"
         heading = f"Time over the {plain}, {unit}: median (middle half of the rounds), ratio to the {plain}"
         tables.append((heading, _times(rows, packages, plain)))
     if results["memory"]:

@@ -13,6 +13,7 @@ import torch
 
 from fulmen.callbacks.lambda_function import LambdaCallback
 from fulmen.callbacks.model_checkpoint import ModelCheckpoint
+from fulmen.core.callback import Callback
 from fulmen.plugins.io.async_io import AsyncCheckpointIO
 from fulmen.plugins.io.torch_io import TorchCheckpointIO
 from fulmen.utilities.exceptions import MisconfigurationException
@@ -628,6 +629,38 @@ def test_resumed_run_goes_on_with_the_files_of_the_first(quiet_trainer, model_cl
     assert names(tmp_path) == {"epoch=1-step=8.ckpt", "epoch=2-step=12.ckpt", "last.ckpt"}
     assert step_of(second.last_model_path) == 16
     assert second.best_model_score == 1.0
+
+
+def test_a_file_knows_of_itself_when_it_is_resumed_from(quiet_trainer, model_class, tmp_path):
+    arguments: dict[str, Any] = {"max_epochs": 3, "check_val_every_n_epoch": 2}
+    quiet_trainer(ModelCheckpoint(tmp_path, monitor="val_loss", save_top_k=2), **arguments).fit(model_class([3.0]))
+    assert names(tmp_path) == {"epoch=1-step=8.ckpt"}
+
+    again = ModelCheckpoint(tmp_path, monitor="val_loss", save_top_k=2)
+    quiet_trainer(again, **arguments).fit(model_class([3.0]), ckpt_path=tmp_path / "epoch=1-step=8.ckpt")
+
+    assert names(tmp_path) == {"epoch=1-step=8.ckpt"}
+
+
+def test_a_save_that_waited_when_the_run_was_killed_at_its_end_is_made_up_for(quiet_trainer, model_class, tmp_path):
+    class Killed(Callback):
+        def on_train_end(self, trainer, pl_module):
+            trainer.save_checkpoint(tmp_path / "cut" / "at_the_end.ckpt")
+            raise RuntimeError("killed before the checkpoint callback acts")
+
+    def callback(folder):
+        return ModelCheckpoint(folder, monitor="val_loss", every_n_train_steps=1, save_top_k=3, save_on_exception=False)
+
+    arguments: dict[str, Any] = {"max_epochs": 1, "val_check_interval": 3}
+    whole = callback(tmp_path / "whole")
+    quiet_trainer(whole, **arguments).fit(model_class([3.0]))
+    with pytest.raises(RuntimeError, match="killed"):
+        quiet_trainer(Killed(), callback(tmp_path / "cut"), **arguments).fit(model_class([3.0]))
+    again = callback(tmp_path / "cut")
+    quiet_trainer(again, **arguments).fit(model_class([3.0]), ckpt_path=tmp_path / "cut" / "at_the_end.ckpt")
+
+    assert names(tmp_path / "cut") - {"at_the_end.ckpt"} == names(tmp_path / "whole") >= {"epoch=0-step=4.ckpt"}
+    assert sorted(again.best_k_models.values()) == sorted(whole.best_k_models.values())
 
 
 def test_the_file_resumed_from_is_never_deleted(quiet_trainer, model_class, tmp_path):

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import fulmen
-from fulmen.compat import fabric_loggers, fabric_strategies
-from fulmen.compat.fabric_strategies import DataParallelStrategy, SingleDeviceStrategy
+from fulmen.compat import _fabric_loggers as fabric_loggers
+from fulmen.compat import _fabric_strategies as fabric_strategies
+from fulmen.compat._fabric_strategies import DataParallelStrategy, SingleDeviceStrategy
 from fulmen.fabric.fabric import Fabric
 from fulmen.loggers import csv_logs
 from fulmen.strategies import single_device

@@ -403,6 +403,48 @@ def test_a_stateful_dataloader_goes_on_exactly(name):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:'set_vital'")
+def test_the_state_of_a_stateful_dataloader_before_its_first_pass_starts_no_workers():
+    torchdata: Any = pytest.importorskip("torchdata.stateful_dataloader")
+    passes = []
+    state: Any = None
+    for begin in (5, 6):
+        seed(begin)  # the order comes from a generator that the loader seeds as it is made
+        loader = torchdata.StatefulDataLoader(Augmented(), batch_size=2, shuffle=True, num_workers=1)
+        resumable = ResumableLoader(loader)
+        if state is not None:
+            resumable.load_state_dict(state)
+        again = through_a_file(resumable.state_dict(0))
+        through_a_file(TrainBatches(CombinedLoader([loader])).loader_states())
+
+        assert loader._iterator is None
+        state = again
+        seed(7)
+        passes.append([batch.tolist() for batch in resumable.open()])
+    assert passes[0] == passes[1]
+    assert len(passes[0]) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:'set_vital'")
+def test_a_stateful_dataloader_whose_workers_could_not_be_noted_says_so_when_it_goes_on(monkeypatch):
+    torchdata: Any = pytest.importorskip("torchdata.stateful_dataloader")
+
+    def make() -> ResumableLoader:
+        return ResumableLoader(torchdata.StatefulDataLoader(Augmented(), batch_size=2, num_workers=1))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fulmen.data.state_source.recorded_workers", lambda *_: None)
+        resumable = make()
+        next(resumable.open())
+        state = through_a_file(resumable.state_dict(1))
+    again = make()
+    again.load_state_dict(state)
+
+    with pytest.warns(UserWarning, match=r"random state of the DataLoader's workers .* shared memory"):
+        assert len(list(again.open())) == 5
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:'set_vital'")
 @pytest.mark.parametrize("mode", ["min_size", "max_size", "max_size_cycle"])
 def test_loaders_of_all_kinds_go_on_together(mode):
     torchdata: Any = pytest.importorskip("torchdata.stateful_dataloader")

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fulmen import Callback, Fabric, Trainer
 from fulmen.data import worker_watch
+from fulmen.data.worker_board import boards
 from fulmen.data.worker_watch import open_watched
 from fulmen.demos.boring_classes import BoringModel, RandomDataset
 from fulmen.utilities.warnings import PossibleUserWarning
@@ -255,6 +256,17 @@ def test_timeout_of_the_user_is_respected_and_explained(tmp_path):
     assert text.startswith("DataLoader timed out after 3 seconds")
     assert "whose batch comes next: alive, loading batch 4 (dataset indices [8, 9])" in text
     assert "took longer than the `timeout` of the `DataLoader` (epoch 0, batch 4)" in text
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:'set_vital'")
+def test_workers_of_every_pass_of_a_stateful_dataloader_are_watched():
+    torchdata: Any = pytest.importorskip("torchdata.stateful_dataloader")
+    loader = torchdata.StatefulDataLoader(RandomDataset(32, 4), num_workers=1)
+    for _ in range(2):
+        batches: Any = open_watched(loader)
+
+        assert boards()[0].pids == [worker.pid for worker in batches._workers]
+        assert len(list(batches)) == 4
 
 
 # ---- nothing stays

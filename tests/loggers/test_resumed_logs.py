@@ -14,8 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import DataLoader, TensorDataset
 
 from fulmen import LightningModule, Trainer
+from fulmen.callbacks import Callback
 from fulmen.callbacks.model_checkpoint import ModelCheckpoint
-from fulmen.loggers import CSVLogger, TensorBoardLogger
+from fulmen.loggers import CSVLogger, JSONLogger, TensorBoardLogger
 from tests.support import quiet
 
 pytestmark = pytest.mark.filterwarnings(
@@ -127,6 +128,60 @@ def test_run_that_resumes_in_another_folder_continues_there_and_leaves_the_first
     second = (tmp_path / "a/lightning_logs/version_1/metrics.csv").read_text().splitlines()
     assert second[1:] == whole[-len(second[1:]) :]  # from the row on that was due when the checkpoint was written
     assert len(second[1:]) == len(whole) - 1 - (7 + 2)
+
+
+@pytest.mark.filterwarnings("ignore:.*has shuffling enabled")  # so that random numbers are drawn for it
+@pytest.mark.parametrize("hook", ["on_validation_start", "on_validation_batch_end", "on_validation_epoch_end"])
+def test_file_saved_inside_a_validation_loses_none_of_its_rows_and_hooks(tmp_path, hook):
+    class Saves(Callback):
+        def __init__(self):
+            self.ends = 0
+
+        def on_validation_end(self, trainer, pl_module):
+            self.ends += 1
+
+        def state_dict(self):
+            return {"ends": self.ends}
+
+        def load_state_dict(self, state):
+            self.ends = state["ends"]
+
+    def save(self, trainer, pl_module, *args):
+        trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt")
+
+    setattr(Saves, hook, save)
+
+    def run(folder, ckpt_path=None):
+        torch.manual_seed(1)
+        logger, callback = CSVLogger(folder, version=0), Saves()
+        settings = {"max_epochs": 2, "log_every_n_steps": 1, "val_check_interval": 3, "callbacks": [callback]}
+        trainer = Trainer(**quiet(folder, logger=logger, **settings))
+        trainer.fit(Model(), loader(), loader(), ckpt_path=ckpt_path)
+        weights = [each.tolist() for each in trainer.lightning_module.parameters()]
+        return Path(logger.log_dir, "metrics.csv").read_text(), weights, callback.ends, trainer.history.rows()
+
+    whole = run(tmp_path / "a")
+    for step in (3, 6, 9):  # inside an epoch, and at the end of one
+        assert run(tmp_path / "a", tmp_path / f"{step}.ckpt") == whole, step
+
+
+def test_loggers_find_their_places_if_others_are_added_and_the_order_changes(tmp_path):
+    def logs(folder):
+        return [CSVLogger(folder, version=0), JSONLogger(folder, version=0)]  # one folder, other files
+
+    def written(folder):
+        there = tmp_path / folder / "lightning_logs/version_0"
+        return [(there / name).read_text() for name in ("metrics.csv", "metrics.jsonl")]
+
+    trigger = {"every_n_train_steps": 4}
+    fit(tmp_path / "whole", logs(tmp_path / "whole"), **trigger)
+    with pytest.raises(Stops):
+        fit(tmp_path / "broken", logs(tmp_path / "broken"), stop_at=11, **trigger)
+    others = [TensorBoardLogger(tmp_path / "broken", version=0), JSONLogger(tmp_path / "new", version=0)]
+    loggers = [*others, *reversed(logs(tmp_path / "broken"))]
+    fit(tmp_path / "broken", loggers, ckpt_path=tmp_path / "broken/c/epoch=1-step=8.ckpt", **trigger)
+
+    assert written("broken") == written("whole")
 
 
 def test_position_of_a_foreign_checkpoint_changes_no_other_log(tmp_path):

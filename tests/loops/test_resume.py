@@ -14,6 +14,7 @@ from fulmen import Callback, LightningModule, Trainer
 from fulmen.callbacks import EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint
 from fulmen.loggers import CSVLogger
 from tests.support import quiet
+from tests.torture.compare import differences
 
 
 class Noisy(Dataset[Tensor]):
@@ -273,6 +274,38 @@ def interrupted_run(tmp_path: Path, steps: list[int], *, hook: str = "on_train_b
 )
 def test_several_interruptions_leave_no_trace(settings: dict[str, Any], tmp_path: Path) -> None:
     interrupted_run(tmp_path, [1, 3, 7], **settings)
+
+
+@pytest.mark.filterwarnings("ignore:.*shuffling enabled")
+@pytest.mark.parametrize("every", [0, 1], ids=["goes on", "is made anew"])
+def test_validation_data_that_was_not_needed_between_two_interruptions(
+    every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(WithLoaders, "train_dataloader", Model.train_dataloader)  # whose seeds do not count
+    every_n_epochs: dict[str, Any] = {"check_val_every_n_epoch": 2, "reload_dataloaders_every_n_epochs": every}
+    interrupted_run(tmp_path, [13, 15], max_epochs=4, **every_n_epochs)
+
+
+@pytest.mark.filterwarnings("ignore:.*shuffling enabled")
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_end", "on_train_epoch_end", "on_train_end"])
+@pytest.mark.parametrize("max_steps", [9, 12], ids=["inside an epoch", "at its end"])
+def test_a_run_resumed_after_its_last_step_ends_with_the_same_checkpoint(
+    max_steps: int, hook: str, tmp_path: Path
+) -> None:
+    saved = tmp_path / "saved.ckpt"
+    settings: dict[str, Any] = {"max_steps": max_steps, "max_epochs": -1, "val_check_interval": 3}
+    ends = []
+    begun: list[tuple[Path | None, list[Callback]]] = [(None, [SaveAt(hook, max_steps, saved)]), (saved, [])]
+    for path, callbacks in begun:
+        trainer = run(tmp_path, callbacks, WithLoaders(), ckpt_path=path, **settings)
+        trainer.save_checkpoint(tmp_path / "end.ckpt")
+        ends.append(torch.load(tmp_path / "end.ckpt", weights_only=True))
+        ends[-1]["generator"] = trainer.train_dataloader.generator.get_state()
+
+    whole, resumed = ends
+    for end in ends:
+        del end["callbacks"], end["fulmen"]["run"]
+    assert list(differences(whole, resumed, "")) == []
 
 
 @pytest.mark.slow

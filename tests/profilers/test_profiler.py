@@ -124,3 +124,9 @@ def test_report_can_go_to_an_object_store():
     profiler.describe()
 
     assert fsspec.filesystem("memory").cat_file("/profiles/fit-times.txt").startswith(b"FIT Profiler Report")
+
+
+@pytest.mark.parametrize("name", ["dirpath", "filename"])
+def test_what_is_no_path_is_refused(name):
+    with pytest.raises(TypeError, match=f"{name}=3"):
+        Recorder(**{name: 3})

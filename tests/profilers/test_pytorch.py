@@ -1,6 +1,7 @@
 """Operations by torch's profiler."""
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -347,3 +348,31 @@ def test_kernels_are_recorded_on_a_gpu(tmp_path):
     assert "CUDA total" in (tmp_path / "fit-ops.txt").read_text()
     (trace,) = traces(tmp_path).values()
     assert any(event.get("cat") == "kernel" for event in trace)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without a GPU")
+def test_memory_snapshot_needs_a_gpu():
+    profiler = PyTorchProfiler(memory_snapshot=True)
+    profiler.setup("fit")
+
+    with pytest.raises(MisconfigurationException, match="memory_snapshot=True"):
+        profiler.start("[Strategy]S.training_step")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_memory_snapshot_is_written_for_the_window_and_recording_ends(tmp_path):
+    profiler = PyTorchProfiler(tmp_path, memory_snapshot=True, export_to_chrome=False, schedule=None)
+    profiler.setup("fit")
+    profiler.start("[Strategy]S.training_step")
+    kept = torch.ones(2**20, device="cuda")
+    profiler.stop("[Strategy]S.training_step")
+    profiler.summary()
+    (path,) = tmp_path.glob("*.memory.pickle")
+    snapshot = pickle.loads(path.read_bytes())
+    count = len(torch.cuda.memory._snapshot()["device_traces"][0])
+    del kept, snapshot["segments"]
+    torch.ones(2**22, device="cuda")
+
+    assert any(entry["action"] == "alloc" and entry["frames"] for entry in snapshot["device_traces"][0])
+    assert len(torch.cuda.memory._snapshot()["device_traces"][0]) <= count

@@ -158,8 +158,9 @@ def _problem(ended: Ended, interruption: Interruption | None, strikes: list[dict
         "kill -9": {-9},
         "kill -9 at any time": {-9, 0},
     }[interruption.kind]
-    if any(strike["in_worker"] for strike in strikes):  # which the main process reports as an error
-        allowed = {_FAILED, *allowed}
+    if any(strike["in_worker"] for strike in strikes):
+        # workers pass over Ctrl-C, which a terminal sends to all; of other ends the main process makes an error
+        allowed = {0 if interruption.kind == "SIGINT" else _FAILED, *allowed}
     if interruption.kind in ("SIGTERM", "SIGINT") and any(strike["after"] == num_steps for strike in strikes):
         allowed = {0, *allowed}  # a run that was at its end may end as usual
     return "" if ended.code in allowed else f"{interruption} was not obeyed"

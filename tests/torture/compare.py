@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["FIGURES", "Difference", "compare", "read_record", "steps_done"]
+__all__ = ["FIGURES", "Difference", "compare", "differences", "read_record", "steps_done"]
 
 FIGURES = ("bits", "duplicate", "lost", "changed", "validations", "rows twice", "rows lost", "rows changed", "stray")
 """Kinds of differences: bits of the final state; batches; validation batches; rows of the log; files left over."""
@@ -187,20 +187,26 @@ def _row_place(row: tuple[tuple[str, str], ...]) -> tuple[str, str]:
 def _state_differences(whole: Path, interrupted: Path) -> Iterator[Difference]:
     expected, found = (torch.load(folder / "final.pt", weights_only=False) for folder in (whole, interrupted))
     for part in expected:
-        differing = list(_differing(expected[part], found[part], part))
+        differing = list(differences(expected[part], found[part], part))
         if differing:
             bits = sum(number for number, _ in differing)
             yield Difference("bits", bits, f"of {len(differing)} values in {part}; {differing[0][1]}")
 
 
-def _differing(a: Any, b: Any, path: str) -> Iterator[tuple[int, str]]:
-    """Yield for each value that differs how many bits do, and where it is."""
+def differences(a: Any, b: Any, path: str) -> Iterator[tuple[int, str]]:
+    """Yield for each value that differs how many bits do, and where it is.
+
+    Args:
+        a: Tensors, arrays and plain values, in dicts, lists and tuples.
+        b: What is to be equal.
+        path: Where they come from.
+    """
     if isinstance(a, dict) and isinstance(b, dict):
         for key in [*a, *(key for key in b if key not in a)]:
-            yield from _differing(a.get(key, _ABSENT), b.get(key, _ABSENT), f"{path}[{key!r}]")
+            yield from differences(a.get(key, _ABSENT), b.get(key, _ABSENT), f"{path}[{key!r}]")
     elif isinstance(a, (list, tuple)) and type(a) is type(b) and len(a) == len(b):
         for place, (mine, theirs) in enumerate(zip(a, b, strict=True)):
-            yield from _differing(mine, theirs, f"{path}[{place}]")
+            yield from differences(mine, theirs, f"{path}[{place}]")
     else:
         number = _bits(a, b)
         if number:
@@ -231,7 +237,7 @@ def _short(value: Any) -> str:
 
 # ---- files
 def _stray_files(folder: Path) -> Iterator[Difference]:
-    known = {"final.pt", "record.jsonl", "output.txt", "metrics.csv", "hparams.yaml"}
+    known = {"final.pt", "record.jsonl", "output.txt", "metrics.csv", "hparams.yaml", "run_notes.json"}
     files = [path for path in folder.rglob("*") if path.is_file() or path.is_symlink()]
     stray = [path for path in files if path.name not in known and path.suffix not in (".ckpt", ".bak")]
     if stray:

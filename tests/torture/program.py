@@ -391,6 +391,7 @@ def _final_state(trainer: Trainer, module: Module, callbacks: list[Callback]) ->
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
             "loop": trainer.fit_loop.state_dict(),
+            "position": trainer.fit_loop.position_state(),
         },
     }
 

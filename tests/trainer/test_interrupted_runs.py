@@ -106,7 +106,7 @@ class Rows(CSVLogger):
 
 def checkpoints(folder: Path) -> list[Path]:
     """The files in a folder; each must be a whole checkpoint."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".csv")
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".csv", ".json"))
     for file in files:
         assert "state_dict" in torch.load(file)
     return files

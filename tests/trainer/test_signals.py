@@ -367,6 +367,15 @@ def test_workers_outlive_the_signals_that_a_terminal_sends_to_all(tmp_path: Path
     assert multiprocessing.active_children() == []
 
 
+def test_a_ctrl_c_that_only_a_worker_gets_changes_nothing(tmp_path: Path) -> None:
+    model, run = Model(), trainer(tmp_path, max_epochs=1)
+    run.fit(model, DataLoader(Interrupted(), batch_size=2, num_workers=1), data(VAL_BATCHES))
+
+    assert run.state.finished
+    assert run.global_step == BATCHES
+    assert not (tmp_path / "saved" / "interrupted.ckpt").exists()
+
+
 # ---- handlers of others
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_handler_of_the_user_stays(signum: int, tmp_path: Path) -> None:

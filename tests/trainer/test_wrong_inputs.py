@@ -225,7 +225,7 @@ ARGUMENTS: list[tuple[dict[str, Any], type[BaseException], tuple[str, ...]]] = [
     ({"deterministic": "warning"}, ValueError, ("deterministic='warning'", "'warn'")),
     ({"plugins": [5]}, Wrong, ("plugins", "Precision")),
     ({"profiler": "x"}, Wrong, ("Trainer(profiler='x')", "'simple'")),
-    ({"profiler": "xla"}, Wrong, ("Trainer(profiler='xla')", "this version", "'pytorch'")),
+    ({"profiler": "xla"}, ModuleNotFoundError, ("XLAProfiler", "fulmen[xla]")),
     ({"logger": object()}, TypeError, ("Trainer(logger=", "object", "fulmen.loggers")),
     ({"logger": "csv"}, TypeError, ("Trainer(logger='csv')", "fulmen.loggers")),
     ({"logger": CSVLogger}, TypeError, ("Trainer(logger=", "CSVLogger(")),

@@ -23,6 +23,13 @@ def named(chip: str, monkeypatch: pytest.MonkeyPatch) -> None:
         ("NVIDIA L4", torch.bfloat16, 121e12),
         ("Tesla V100-SXM2-16GB", torch.float16, 125e12),
         ("Tesla T4", torch.float32, 8.1e12),
+        ("NVIDIA GH200 480GB", torch.bfloat16, 989.4e12),
+        ("NVIDIA H20", torch.bfloat16, 148e12),
+        ("NVIDIA GB200", torch.bfloat16, 2500e12),
+        ("NVIDIA A10G", torch.float32, 35e12),
+        ("NVIDIA RTX 6000 Ada Generation", torch.float16, 364.2e12),
+        ("NVIDIA GeForce RTX 5090", torch.bfloat16, 209.5e12),
+        ("AMD Instinct MI300X", torch.bfloat16, 1307.4e12),
     ],
 )
 def test_the_longest_name_that_fits_counts(chip, dtype, flops, monkeypatch):

@@ -1,11 +1,16 @@
+import logging
 import re
+from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from fulmen import LightningModule
+from fulmen import Callback, LightningModule, Trainer
+from fulmen.callbacks import ModelSummary as ModelSummaryCallback
 from fulmen.utilities.model_summary import (
     DeepSpeedSummary,
     LayerSummary,
@@ -15,7 +20,9 @@ from fulmen.utilities.model_summary import (
     parse_batch_shape,
     summarize,
 )
+from fulmen.utilities.model_summary.memory import optimizer_bytes
 from fulmen.utilities.warnings import PossibleUserWarning
+from tests.support import quiet
 
 
 class Module(LightningModule):
@@ -131,7 +138,7 @@ def test_text_shows_the_table_and_totals():
 
     assert re.search(r"\n1 \| head +\| Linear +\| 8 +\| train \| 72 +\| \[6, 3\] +\| \[6, 2\]", text)
     assert re.search(r"\n43 +Total params\n", text)
-    assert re.search(r"\n216 +Total FLOPs$", text)
+    assert re.search(r"\n216 +Total FLOPs\n", text)
 
 
 def test_layer_summary_knows_sizes_after_use():
@@ -201,3 +208,143 @@ def test_size_has_three_decimals():
 )
 def test_shape_of_a_batch(batch, shape):
     assert parse_batch_shape(batch) == shape
+
+
+# ---- memory
+
+
+class Trained(LightningModule):
+    """A tied, a frozen and an integer parameter, and a buffer."""
+
+    def __init__(self, optimizer: Any) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(100, 16)
+        self.head = nn.Linear(16, 100, bias=False)
+        self.head.weight = self.embedding.weight
+        self.frozen = nn.Linear(16, 16).requires_grad_(False)
+        self.codes = nn.Parameter(torch.zeros(7, dtype=torch.int8), requires_grad=False)
+        self.register_buffer("table", torch.zeros(25))
+        self.optimizer = optimizer
+
+    def training_step(self, batch, batch_idx):
+        return self.head(self.embedding(batch[0])).square().mean()
+
+    def configure_optimizers(self):
+        return self.optimizer(p for p in self.parameters() if p.requires_grad)
+
+
+def trained(optimizer: Any, tmp_path: Any, *callbacks: Any) -> Trained:
+    model = Trained(optimizer)
+    trainer = Trainer(**quiet(tmp_path, max_steps=1, callbacks=list(callbacks), enable_model_summary=None))
+    trainer.fit(model, DataLoader(TensorDataset(torch.arange(4))))
+    return model
+
+
+def test_memory_counts_tied_weights_once_and_gradients_of_what_is_trained():
+    summary = summarize(Trained(torch.optim.SGD))
+
+    assert summary.memory == {
+        "weights": pytest.approx((1600 * 4 + 272 * 4 + 7) / 1e6),
+        "buffers": pytest.approx(100 / 1e6),
+        "gradients": pytest.approx(6400 / 1e6),
+    }
+    assert summary.non_float_parameters == 7
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "states"),
+    [
+        (torch.optim.SGD, 0),
+        (partial(torch.optim.SGD, momentum=0.9), 1),
+        (torch.optim.Adam, 2),
+        (partial(torch.optim.AdamW, amsgrad=True, fused=True), 3),
+        (torch.optim.RMSprop, 1),
+        (torch.optim.Adagrad, 1),
+    ],
+    ids=str,
+)
+def test_the_state_of_an_optimizer_is_known_before_its_first_step(tmp_path, optimizer, states):
+    before: list[Any] = []
+
+    class Looks(Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            before.append(summarize(pl_module).memory["optimizer"])
+            before.append({len(state) for state in trainer.optimizers[0].state.values()})
+
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            before.append(summarize(pl_module).memory["optimizer"])
+
+    trained(optimizer, tmp_path, Looks())
+
+    assert before[0] == pytest.approx(states * 6400 / 1e6, abs=1e-5)
+    assert before[0] == pytest.approx(before[2])
+    assert before[1] in (set(), {2})  # Adagrad makes its state at once
+
+
+def test_the_state_of_an_optimizer_of_others_is_not_guessed(tmp_path, caplog):
+    class Own(torch.optim.SGD):
+        pass
+
+    with caplog.at_level(logging.INFO):
+        trained(Own, tmp_path, ModelSummaryCallback())
+
+    assert "?         Estimated optimizer state size (MB)" in caplog.text
+    assert "0.006     Estimated gradients size (MB)" in caplog.text
+    assert "7         Non-float params" in " ".join(caplog.text.split("\n"))
+
+
+def test_the_look_at_an_optimizer_changes_nothing():
+    parameter = nn.Parameter(torch.ones(3))
+    parameter.grad = torch.ones(3)
+    optimizer = torch.optim.Adam([parameter])
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)  # puts itself before `step`
+    calls: list[int] = []
+    optimizer.register_step_post_hook(lambda *_: calls.append(1))
+
+    assert optimizer_bytes(optimizer) == 2 * 12 + 4
+    assert (parameter == 1).all()
+    assert not optimizer.state
+    assert calls == []
+
+
+def test_a_module_on_the_meta_device_has_sizes_and_flops():
+    class Net(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(64, 10)
+            self.example_input_array = (torch.zeros(3, 64),)
+
+        def forward(self, x):
+            return self.net(x)
+
+    with torch.device("meta"):
+        module = Net()
+    module.example_input_array = (torch.zeros(3, 64),)
+    summary = summarize(module)
+
+    assert summary.out_sizes == [[3, 10]]
+    assert summary.total_flops == 2 * 3 * 64 * 10
+    assert summary.model_size == pytest.approx(650 * 4 / 1e6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["in place", "wrapped"])
+def test_compiled_layers_are_counted_like_others(how):
+    class Net(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+            self.example_input_array = torch.zeros(3, 64)
+
+        def forward(self, x):
+            return self.net(x)
+
+    plain, module = Net(), Net()
+    if how == "in place":
+        module.net.compile(backend="eager")
+    else:
+        module.net = torch.compile(module.net, backend="eager")  # type: ignore[assignment]  # a wrapper of it
+    expected, summary = summarize(plain), summarize(module)
+
+    assert (summary.total_flops, summary.total_parameters) == (expected.total_flops, expected.total_parameters)
+    assert summary.out_sizes == expected.out_sizes

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fulmen.callbacks.monitor import MetricMonitor, close_names, final_at_train_epoch_end, worst_score
 from fulmen.utilities.exceptions import MisconfigurationException
+from fulmen.utilities.memory import copy_to_host
 from fulmen.utilities.rank_zero import rank_prefixed_message, rank_zero_warn
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ class EarlyStopping(MetricMonitor):
         current = value.detach().squeeze().cpu()  # sync: one per check
         reason, message = self._judge(current)
         if reason is EarlyStoppingReason.NOT_STOPPED:
-            reason, message = self._count(current, pl_module)
+            reason, message = self._count(current, trainer)
         elif reason is EarlyStoppingReason.STOPPING_THRESHOLD and self.restore_best_weights:
             self._best_weights = None  # the weights that reached the goal stay
         should_stop = trainer.strategy.reduce_boolean_decision(reason is not EarlyStoppingReason.NOT_STOPPED, all=False)
@@ -210,7 +211,7 @@ class EarlyStopping(MetricMonitor):
             return EarlyStoppingReason.DIVERGENCE_THRESHOLD, message
         return EarlyStoppingReason.NOT_STOPPED, None
 
-    def _count(self, current: Tensor, pl_module: LightningModule) -> tuple[EarlyStoppingReason, str | None]:
+    def _count(self, current: Tensor, trainer: Trainer) -> tuple[EarlyStoppingReason, str | None]:
         """Compare with the best score and count the checks without improvement."""
         if self.monitor_op(current - self.min_delta, self.best_score):
             gain = abs(float(self.best_score - current))
@@ -218,7 +219,7 @@ class EarlyStopping(MetricMonitor):
             self.best_score = current
             self.wait_count = 0
             if self.restore_best_weights:
-                self._best_weights = _copy_of_weights(pl_module)
+                self._best_weights = _copy_of_weights(trainer)
             message = f"Metric {self.monitor} improved{by}. New best score: {float(current):.3f}."
             return EarlyStoppingReason.NOT_STOPPED, message
         self.wait_count += 1
@@ -249,9 +250,13 @@ class EarlyStopping(MetricMonitor):
             log.info(rank_prefixed_message(message, None if self.log_rank_zero_only else rank))
 
 
-def _copy_of_weights(pl_module: LightningModule) -> dict[str, Any]:
-    """Copy a state dict to CPU memory, tensor by tensor."""
+def _copy_of_weights(trainer: Trainer) -> dict[str, Any]:
+    """Copy the weights that validation evaluates, which may be an average, to CPU memory, tensor by tensor."""
+    weights = trainer.lightning_module.state_dict()
+    for callback in trainer.callbacks:
+        if getattr(callback, "replaces_weights", False):
+            weights = callback.evaluated_weights(weights)  # type: ignore[attr-defined]  # goes with the attribute
     return {
-        name: value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else copy.deepcopy(value)
-        for name, value in pl_module.state_dict().items()
+        name: copy_to_host(value) if isinstance(value, Tensor) else copy.deepcopy(value)
+        for name, value in weights.items()
     }

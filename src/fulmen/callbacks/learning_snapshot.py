@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fulmen.utilities.memory import copy_to_host
 from fulmen.utilities.seed import collect_rng_states, set_rng_states
 from fulmen.utilities.tree import apply_to_collection
 
@@ -30,9 +31,9 @@ class LearningSnapshot:
     def __init__(self, trainer: Trainer) -> None:
         self.epoch = trainer.current_epoch
         self.global_step = trainer.global_step
-        self._tensors = {name: _to_host(tensor) for name, tensor in _tensors_of(trainer).items()}
+        self._tensors = {name: copy_to_host(tensor) for name, tensor in _tensors_of(trainer).items()}
         self._optimizers = [
-            apply_to_collection(optimizer.state_dict(), Tensor, _to_host) for optimizer in trainer.optimizers
+            apply_to_collection(optimizer.state_dict(), Tensor, copy_to_host) for optimizer in trainer.optimizers
         ]
         self._schedulers = [copy.deepcopy(scheduler.state_dict()) for scheduler in _schedulers_of(trainer)]
         self._rng = collect_rng_states()
@@ -45,14 +46,10 @@ class LearningSnapshot:
                 tensor.copy_(self._tensors[name])
         for optimizer, state in zip(trainer.optimizers, self._optimizers, strict=True):
             # copied, as an optimizer works in place on what it gets
-            optimizer.load_state_dict(apply_to_collection(state, Tensor, _to_host))
+            optimizer.load_state_dict(apply_to_collection(state, Tensor, copy_to_host))
         for scheduler, state in zip(_schedulers_of(trainer), self._schedulers, strict=True):
             scheduler.load_state_dict(copy.deepcopy(state))
         set_rng_states(self._rng)
-
-
-def _to_host(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True)
 
 
 def _tensors_of(trainer: Trainer) -> dict[str, Tensor]:

@@ -113,7 +113,10 @@ class LearningRateMonitor(Callback):
         if not row:
             return
         for logger in trainer.loggers:
-            logger.log_metrics(row, step=trainer.fit_loop.batches_that_stepped)
+            step = trainer.metrics.step_of(logger, trainer.fit_loop.batches_that_stepped)
+            logger.log_metrics(row, step=step)
+        if trainer.is_global_zero:
+            trainer.history.add(row, trainer.fit_loop.batches_that_stepped, trainer.current_epoch)
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in row.items()})
 
     def _read(self, curve: _Curve) -> dict[str, float]:

@@ -569,9 +569,11 @@ class ModelCheckpoint(MetricMonitor, Checkpoint):
                 self._remove(trainer, path)
 
     def _write_file(self, trainer: Trainer, path: str) -> None:
+        step, self._last_file_step = self._last_file_step, trainer.global_step  # as the file says of itself
         try:
             trainer.save_checkpoint(path, self.save_weights_only)
         except BaseException:
+            self._last_file_step = step
             self._claims.release(path)
             raise
         if trainer.is_global_zero:  # an IO in the background holds the name until the file is there

@@ -51,11 +51,22 @@ class ModelSummary(Callback):
                 total_flops=summary.total_flops,
                 **self._summarize_kwargs,
             )
+            self.show_further(summary.further_totals())
 
     def _summary(self, trainer: Trainer, pl_module: LightningModule) -> Summary:
         if getattr(trainer.strategy, "zero_stage_3", False):
             return DeepSpeedSummary(pl_module, max_depth=self._max_depth)
         return summarize(pl_module, max_depth=self._max_depth)
+
+    @staticmethod
+    def show_further(totals: list[tuple[str, str]]) -> None:
+        """Show what training needs beside the weights; override it to show it in another way.
+
+        Args:
+            totals: Numbers as text, with their names.
+        """
+        if totals:
+            log.info("%s", "\n".join(f"{number:<10}{what}" for number, what in totals))
 
     @staticmethod
     def summarize(

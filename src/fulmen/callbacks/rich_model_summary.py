@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from fulmen.callbacks.model_summary import ModelSummary
@@ -31,6 +32,16 @@ class RichModelSummary(ModelSummary):
     def __init__(self, max_depth: int = 1, **summarize_kwargs: Any) -> None:
         require("rich", extra="rich", for_="RichModelSummary")
         super().__init__(max_depth, **summarize_kwargs)
+
+    @staticmethod
+    def show_further(totals: list[tuple[str, str]]) -> None:
+        """Print what training needs beside the weights.
+
+        Args:
+            totals: Numbers as text, with their names.
+        """
+        if totals:
+            _print_totals((title, number) for number, title in totals)
 
     @staticmethod
     def summarize(
@@ -73,5 +84,13 @@ class RichModelSummary(ModelSummary):
             ("Modules in eval mode", str(total_training_modes["eval"])),
             ("Total FLOPs", get_human_readable_count(total_flops)),
         ]
-        lines = [Text.assemble((title, "bold"), f": {number.strip()}") for title, number in totals]
-        get_console().print(table, Text("\n").join(lines), sep="\n")
+        get_console().print(table)
+        _print_totals(totals)
+
+
+def _print_totals(totals: Iterable[tuple[str, str]]) -> None:
+    from rich import get_console
+    from rich.text import Text
+
+    lines = [Text.assemble((title, "bold"), f": {number.strip()}") for title, number in totals]
+    get_console().print(Text("\n").join(lines))

@@ -58,6 +58,14 @@ def dump_checkpoint(trainer: Trainer, weights_only: bool = False) -> _Contents:
     Returns:
         A dict that loads with `weights_only=True`, except for what users put into it.
     """
+    validation = trainer.fit_loop.validation
+    if weights_only or validation is None or trainer.fit_loop.val_loop.is_ending:
+        return _dump(trainer, weights_only)
+    with validation.not_begun():
+        return _dump(trainer, weights_only)
+
+
+def _dump(trainer: Trainer, weights_only: bool) -> _Contents:
     checkpoint: _Contents = {}
     own: dict[str, Any] = {}
     for section in SECTIONS:
@@ -67,8 +75,8 @@ def dump_checkpoint(trainer: Trainer, weights_only: bool = False) -> _Contents:
             checkpoint.update(part)
     checkpoint[OWN_KEY] = {"version": _OWN_VERSION, **own}
     module = trainer.lightning_module
-    if not weights_only:
-        for callback in trainer.callbacks:
+    for callback in trainer.callbacks:
+        if not weights_only or getattr(callback, "replaces_weights", False):
             callback.on_save_checkpoint(trainer, module, checkpoint)
     module.on_save_checkpoint(checkpoint)
     return checkpoint

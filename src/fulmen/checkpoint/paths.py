@@ -13,6 +13,11 @@ from fulmen.checkpoint.auto import newest_of_run
 from fulmen.checkpoint.search import INTERRUPTED_NAME, files_of, hpc_files, hpc_number, modified, on_exception_file
 from fulmen.utilities.exceptions import DamagedFileError
 from fulmen.utilities.files import is_local, load_file, local_path, verify_file
+from fulmen.utilities.model_registry import (
+    download_model_from_registry,
+    find_model_local_ckpt_path,
+    is_registry_address,
+)
 from fulmen.utilities.rank_zero import rank_zero_warn
 
 if TYPE_CHECKING:
@@ -64,6 +69,9 @@ def resolve_ckpt_path(
         return _auto(trainer, fn)
     if ckpt_path == "hpc":
         return _hpc(trainer, fn)
+    if is_registry_address(ckpt_path):
+        download_model_from_registry(ckpt_path, trainer)
+        return find_model_local_ckpt_path(ckpt_path, trainer.model_registry, trainer.default_root_dir)
     return _existing(os.fspath(ckpt_path))
 
 

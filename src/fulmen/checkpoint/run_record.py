@@ -44,8 +44,14 @@ def dump_run(trainer: Trainer) -> dict[str, Any]:
         logger.save()  # what was logged before a checkpoint must not be lost with the process after it
     rewound = trainer.fit_loop.rewound
     positions = [logger.position() for logger in trainer.loggers] if rewound is None else rewound.log_positions
-    log = {"positions": positions, **({} if owed is None else {"owed": owed})}
-    return {"run": list(trainer.run_record.ids), **({"log": log} if positions else {})}
+    kinds = [type(logger).__qualname__ for logger in trainer.loggers]
+    log = {"positions": positions, "loggers": kinds, **({} if owed is None else {"owed": owed})}
+    history = trainer.history.state_dict(None if rewound is None else rewound.history_position)
+    return {
+        "run": list(trainer.run_record.ids),
+        **({"log": log} if positions or owed is not None else {}),
+        **({"history": history} if history else {}),
+    }
 
 
 def restore_log(trainer: Trainer, own: dict[str, Any]) -> None:
@@ -55,9 +61,17 @@ def restore_log(trainer: Trainer, own: dict[str, Any]) -> None:
         trainer: The Trainer of the run, before anything is logged.
         own: What the checkpoint has of ours.
     """
-    positions = own.get("log", {}).get("positions", [])
-    for logger, position in zip(trainer.loggers, positions, strict=False):
-        logger.resume_at(position)
+    log = own.get("log", {})
+    kinds = [type(logger).__qualname__ for logger in trainer.loggers]
+    kinds_then = log.get("loggers", kinds)
+    for index, logger in enumerate(trainer.loggers):
+        number = kinds[:index].count(kinds[index])
+        same = [each for kind, each in zip(kinds_then, log.get("positions", []), strict=False) if kind == kinds[index]]
+        for other, position in enumerate(same):  # there may be other loggers now, or another order
+            if other == number or "log_dir" in position:  # a logger knows its own folder
+                logger.resume_at(position)
+    if trainer.is_global_zero:  # which keeps it
+        trainer.history.load_state_dict(own.get("history", {}))
 
 
 def send_owed_row(trainer: Trainer, own: dict[str, Any]) -> None:
@@ -69,25 +83,28 @@ def send_owed_row(trainer: Trainer, own: dict[str, Any]) -> None:
     """
     owed = own.get("log", {}).get("owed")
     if owed is not None:
-        trainer.metrics.send(dict(owed["row"]), int(owed["step"]), owed["epoch"])
+        unsent, per_step = dict(owed.get("unsent", {})), bool(owed.get("per_step", True))
+        trainer.metrics.send(dict(owed["row"]), int(owed["step"]), owed["epoch"], unsent=unsent, per_step=per_step)
 
 
 def _owed_row(trainer: Trainer) -> dict[str, Any] | None:
     """Return the row that the loop sends after the hooks in which a checkpoint is written."""
     loop, board = trainer.fit_loop, trainer.metrics
     epochs, batches = loop.progress.epochs.current, loop.progress.batches.current
-    if trainer.state.fn != "fit" or not trainer.loggers or epochs.started == epochs.completed:
+    if trainer.state.fn != "fit" or epochs.started == epochs.completed:
         return None
-    step, store = loop.batches_that_stepped, loop.metrics
-    if epochs.processed > epochs.completed:
+    step, is_epoch = loop.batches_that_stepped, epochs.processed > epochs.completed
+    if is_epoch:
         board.sync()
         step -= 1
-        row = {each.settled.epoch_name: each.epoch_tensor() for _, each in store.epoch_entries() if each.settled.logger}
+        rows = board.epoch_rows()
     else:
         is_over = batches.processed == batches.completed or loop.rewound is not None
         if is_over or loop.has_started_window or not trainer.log_every_n_steps or not loop.row_is_due():
             return None
         board.sync_steps()
-        row = {each.settled.step_name: each.step_tensor() for each in store.step_entries() if each.settled.logger}
-    numbers = {name: float(value) for name, value in row.items()}  # sync: a checkpoint reads
-    return {"row": numbers, "step": step, "epoch": trainer.current_epoch} if numbers else None
+        rows = board.step_rows()
+    row, unsent = ({name: float(value) for name, value in each.items() if value.numel() == 1} for each in rows)  # sync
+    if not row and not unsent:
+        return None
+    return {"row": row, "unsent": unsent, "per_step": not is_epoch, "step": step, "epoch": trainer.current_epoch}

@@ -6,10 +6,31 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from fulmen.utilities.command_line import nearest, say
+
 __all__ = ["main"]
 
-# subcommand -> module with a function `command(arguments)`, what it does
-_COMMANDS = {"run": ("fulmen.fabric.cli", "run a script that uses Fabric on several devices")}
+# subcommand -> module with a function `command(arguments)`, or "module:function"; what it does
+_TRAINING = {
+    "fit": ("fulmen.cli.without_script:fit", "train without a script: model and data by class path"),
+    "validate": ("fulmen.cli.without_script:validate", "evaluate on validation data, likewise"),
+    "test": ("fulmen.cli.without_script:test", "evaluate on test data, likewise"),
+    "predict": ("fulmen.cli.without_script:predict", "predict, likewise"),
+    "run": ("fulmen.fabric.cli", "run a script that uses Fabric on several devices"),
+    "submit": ("fulmen.cli.submit", "send a script to a Slurm cluster, requeued until it is done"),
+}
+_FILES = {
+    "inspect": ("fulmen.cli.inspect_checkpoint", "show what is in a checkpoint, and whether it is healthy"),
+    "convert": ("fulmen.cli.convert", "convert to a checkpoint, state_dict or safetensors file"),
+    "consolidate": ("fulmen.checkpoint.consolidate", "write one file from a checkpoint folder of shards"),
+    "report": ("fulmen.reports.report_command", "write an HTML page on one run, or several side by side"),
+}
+_QUESTIONS = {
+    "doctor": ("fulmen.cli.doctor", "check installation and machine, with a short self-test"),
+    "events": ("fulmen.cli.events", "show who acts when in a script, in place of training"),
+}
+_GROUPS = {"train": _TRAINING, "files of runs": _FILES, "find out": _QUESTIONS}
+_COMMANDS = {name: entry for group in _GROUPS.values() for name, entry in group.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -19,24 +40,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: The command line without the name of the program; that of the process by default.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:2], "--help"]
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
-        print(_help())  # noqa: T201 - the user asked for it
+        say(_help())
     elif name == "--version":
         import fulmen
 
-        print(f"fulmen {fulmen.__version__}")  # noqa: T201 - the user asked for it
+        say(f"fulmen {fulmen.__version__}")
     elif name in _COMMANDS:
-        importlib.import_module(_COMMANDS[name][0]).command(arguments[1:])
+        module, _, function = _COMMANDS[name][0].partition(":")
+        getattr(importlib.import_module(module), function or "command")(arguments[1:])
     else:
-        print(f"fulmen: error: there is no command {name!r}\n\n{_help()}", file=sys.stderr)  # noqa: T201 - a terminal
+        what = "option" if name.startswith("-") else "command"
+        hint = nearest(name, [*_COMMANDS, "help", "--help", "--version"])
+        sys.stderr.write(f"fulmen: error: there is no {what} {name!r}.{hint}\n\n{_help()}\n")
         raise SystemExit(2)
 
 
 def _help() -> str:
-    rows = "\n".join(f"  {name:<12} {what}" for name, (_, what) in _COMMANDS.items())
-    return (
-        "usage: fulmen COMMAND [ARGUMENT ...]\n"
-        f"\ncommands:\n{rows}\n\n"
-        "`fulmen COMMAND --help` explains a command, `fulmen --version` shows the version."
-    )
+    parts = ["usage: fulmen COMMAND [ARGUMENT ...]"]
+    for title, group in _GROUPS.items():
+        parts.append("\n".join([f"{title}:", *(f"  {name:<12} {what}" for name, (_, what) in group.items())]))
+    parts.append("`fulmen COMMAND --help` explains a command; `fulmen --version` is the version.")
+    return "\n\n".join(parts)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias, Union
 
+from torch import Tensor
+
 from fulmen.plugins.environments.cluster_environment import ClusterEnvironment
 from fulmen.plugins.io.checkpoint_io import CheckpointIO
 from fulmen.plugins.layer_sync import LayerSync
@@ -11,6 +13,7 @@ from fulmen.plugins.precision.precision import Precision
 
 __all__ = [
     "LITERAL_WARN",
+    "OUT_DICT",
     "PLUGIN_INPUT",
     "PRECISION_ALIASES",
     "PRECISION_INPUT",
@@ -39,3 +42,4 @@ PRECISION_ALIASES = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16":
 PLUGIN_INPUT: TypeAlias = Union[Precision, ClusterEnvironment, CheckpointIO]  # noqa: UP007 - see above
 TRAINER_PLUGIN_INPUT: TypeAlias = Union[Precision, ClusterEnvironment, CheckpointIO, LayerSync]  # noqa: UP007 - see above
 LITERAL_WARN: TypeAlias = Literal["warn"]
+OUT_DICT: TypeAlias = dict[str, Tensor]

@@ -9,16 +9,18 @@ from collections.abc import Iterator, Sequence
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from importlib.metadata import Distribution, DistributionFinder
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 import fulmen
-from fulmen.compat.table import MODULES, table_name
+from fulmen.compat.missing import reason_for
+from fulmen.compat.table import MODULES, PROGRAMS, table_name
 from fulmen.compat.workers import install_in_workers
 from fulmen.utilities.migration import LAYOUT_VERSION
 
 __all__ = ["install"]
 
+_TRAINER = "fulmen.trainer.trainer"
 _ROOTS = ("lightning", "pytorch_lightning", "lightning_fabric")
 _DISTRIBUTIONS = ("lightning", "pytorch-lightning", "lightning-fabric")
 # Programs quieten these by `logging.getLogger(...)`; they become other names of our loggers.
@@ -61,6 +63,13 @@ def install() -> None:
         logging.Logger.manager.loggerDict.setdefault(theirs, logging.getLogger(ours))
 
 
+def _attach() -> None:
+    """Add what packages read of the Trainer though it begins with `_`."""
+    from fulmen.compat.semi_private import attach  # needs torch, which `install` does not load
+
+    attach()
+
+
 class _NamesFinder(DistributionFinder, Loader):
     """Finds and loads the modules of the table, and the version that `importlib.metadata` reports."""
 
@@ -69,20 +78,26 @@ class _NamesFinder(DistributionFinder, Loader):
     ) -> ModuleSpec | None:
         if fullname.partition(".")[0] not in _ROOTS:
             return None
-        if table_name(fullname) not in MODULES:
+        name = table_name(fullname)
+        if name not in MODULES:
             # Without `name`: else `from lightning.pytorch import X` would replace the message by its own.
             raise ModuleNotFoundError(_not_provided(fullname))
-        return ModuleSpec(fullname, self, origin="fulmen.compat", is_package=True)  # a package: it may have submodules
+        # a package, as it may have submodules; but `python -m` runs no package
+        return ModuleSpec(fullname, self, origin="fulmen.compat", is_package=name not in PROGRAMS)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return None  # the usual kind of module
 
     def exec_module(self, module: ModuleType) -> None:
         table = MODULES[table_name(module.__name__)]
+        if _TRAINER in sys.modules:  # a program that has its Trainer from fulmen, and a package that knows Lightning's
+            _attach()
 
         def get(name: str) -> Any:
             if name in table:
                 module_name, _, attribute = table[name].partition(":")
+                if module_name == _TRAINER:
+                    _attach()
                 value = getattr(importlib.import_module(module_name), attribute)
                 setattr(module, name, value)
                 return value
@@ -97,6 +112,14 @@ class _NamesFinder(DistributionFinder, Loader):
             __getattr__=get,
             __dir__=lambda: sorted({*vars(module), *table}),
         )
+
+    def get_code(self, fullname: str) -> CodeType | None:
+        """Return what `python -m` runs."""
+        name = table_name(fullname)
+        if name not in PROGRAMS:
+            return None
+        call = f"run_program({name!r}, 'python -m {fullname}')"
+        return compile(f"from fulmen.compat.programs import run_program\n{call}\n", fullname, "exec")
 
     def find_distributions(self, context: DistributionFinder.Context | None = None) -> Iterator[Distribution]:
         wanted = None if context is None else context.name
@@ -121,6 +144,12 @@ class _AnsweredDistribution(Distribution):
 
 
 def _not_provided(name: str) -> str:
+    reason = reason_for(table_name(name))
+    if reason is not None:
+        return (
+            f"`{name}` is not provided by fulmen {fulmen.__version__}: {reason}."
+            " Do without it, or run the program with Lightning itself."
+        )
     return (
         f"`{name}` is not provided by fulmen {fulmen.__version__}: it is not among the names of Lightning"
         f" {LAYOUT_VERSION} that this version answers for. Do without it, or run the program with Lightning itself."

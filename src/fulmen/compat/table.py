@@ -11,7 +11,7 @@ from fulmen.compat.names.strategies import STRATEGIES
 from fulmen.compat.names.trainer import TRAINER
 from fulmen.compat.names.utilities import UTILITIES
 
-__all__ = ["MODULES", "table_name"]
+__all__ = ["MODULES", "PROGRAMS", "table_name"]
 
 # The files in names/ write, for brevity: module of Lightning -> module here -> names, where "Theirs=Ours" renames.
 _AREAS = (CALLBACKS, CORE, FABRIC, LOGGERS, PLUGINS, STRATEGIES, TRAINER, UTILITIES)
@@ -35,3 +35,11 @@ def table_name(fullname: str) -> str:
 
 # module of Lightning -> name -> "module:attribute" here
 MODULES: dict[str, dict[str, str]] = {module: _targets(sources) for area in _AREAS for module, sources in area.items()}
+
+# modules of Lightning that can be run by `python -m`, as `fulmen.compat.programs` runs them
+PROGRAMS = (
+    "lightning.fabric.cli",
+    "lightning.fabric.utilities.consolidate_checkpoint",
+    "lightning.pytorch.utilities.consolidate_checkpoint",
+    "lightning.pytorch.utilities.upgrade_checkpoint",
+)

@@ -6,7 +6,9 @@ import copy
 import inspect
 import io
 from argparse import Namespace
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +20,7 @@ from fulmen.utilities.rank_zero import WarningCache
 if TYPE_CHECKING:
     from types import FrameType
 
-__all__ = ["HyperparametersMixin", "dump_hparams", "stored_hparams", "unread_hparams"]
+__all__ = ["HyperparametersMixin", "dump_hparams", "made_from_config", "stored_hparams", "unread_hparams"]
 
 _OWN_SECTION = "fulmen"
 _PICKLED = "pickled_hparams"
@@ -33,6 +35,28 @@ The hyperparameters {names} of `{owner}` cannot be pickled ({types}) and are mis
 Pass them to `load_from_checkpoint()` as arguments. To hide this: self.save_hyperparameters(ignore={ignore})"""
 
 _warned = WarningCache()
+
+_config_of: ContextVar[tuple[type, dict[str, Any]] | None] = ContextVar("_config_of", default=None)
+
+
+@contextmanager
+def made_from_config(cls: type, config: dict[str, Any]) -> Iterator[None]:
+    """Let `save_hyperparameters()` of an object that is made inside keep its configuration, not the objects made of it.
+
+    Args:
+        cls: The class of the object, exactly.
+        config: Name of the argument to plain value; what goes into a checkpoint.
+    """
+    token = _config_of.set((cls, config))
+    try:
+        yield
+    finally:
+        _config_of.reset(token)
+
+
+def _given_config(owner: object) -> dict[str, Any] | None:
+    given = _config_of.get()
+    return given[1] if given is not None and given[0] is type(owner) else None
 
 
 class HyperparametersMixin:
@@ -81,7 +105,7 @@ class HyperparametersMixin:
         self._log_hyperparams = logger
         if frame is None:
             frame = inspect.currentframe().f_back  # type: ignore[union-attr]  # CPython always has frames
-        save_hyperparameters(self, *args, ignore=ignore, frame=frame)
+        save_hyperparameters(self, *args, ignore=ignore, frame=frame, given_hparams=_given_config(self))
 
     @property
     def hparams(self) -> Any:

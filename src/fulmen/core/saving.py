@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import csv
 import functools
+import importlib
 import inspect
 import os
 import pickle
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHECKPOINT_PAST_HPARAMS_KEYS",
+    "CLI_INSTANTIATOR",
     "INSTANTIATORS",
     "class_only",
     "convert",
@@ -49,8 +51,17 @@ __all__ = [
 CHECKPOINT_PAST_HPARAMS_KEYS = ("hparams", "module_arguments")
 """Where Lightning before 1.0 kept the hyperparameters of a module."""
 
-INSTANTIATORS: dict[str, Callable[[type, dict[str, Any]], Any]] = {}
-"""Trusted functions that build an object from hyperparameters; a checkpoint names one under `_instantiator`."""
+CLI_INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
+"""What a LightningCLI writes under `_instantiator`: Lightning's name, so that files move both ways."""
+
+INSTANTIATORS: dict[str, Callable[[type, dict[str, Any]], Any] | str] = dict.fromkeys(
+    (CLI_INSTANTIATOR, "pytorch_lightning.cli.instantiate_module", "fulmen.cli.instantiate_module"),
+    "fulmen.cli.instantiation:instantiate_module",
+)
+"""Trusted functions that build an object from hyperparameters; a checkpoint names one under `_instantiator`.
+
+A value may be `"module:function"`, which is imported when it is needed.
+"""
 
 T = TypeVar("T")
 
@@ -230,7 +241,11 @@ def _instantiator(name: str | None) -> Callable[[type, dict[str, Any]], Any] | N
             f" {sorted(INSTANTIATORS)!r}: calling what a file names could run any code. If it is a function of yours,"
             " add it to `fulmen.core.saving.INSTANTIATORS` before loading."
         )
-    return INSTANTIATORS[name]
+    function = INSTANTIATORS[name]
+    if isinstance(function, str):  # a layer above, and its package may not be installed
+        module_name, _, attribute = function.partition(":")
+        function = getattr(importlib.import_module(module_name), attribute)
+    return function
 
 
 def _class_named(hparams: dict[str, Any], cls: type[T]) -> type[T]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-__all__ = ["LoaderPosition", "has_live_workers", "is_stateful"]
+__all__ = ["LoaderPosition", "has_live_workers", "is_stateful", "told_state"]
 
 
 @dataclass(slots=True)
@@ -55,3 +55,20 @@ def has_live_workers(loaders: list[Any]) -> list[bool]:
         isinstance(loader, DataLoader) and loader.persistent_workers and loader._iterator is not None
         for loader in loaders
     ]
+
+
+def told_state(loader: Any) -> Any:
+    """Return what the `state_dict` of a loader returns, without starting workers.
+
+    torchdata's loader starts them if nobody has iterated over it yet, only to say that it stands at its beginning.
+
+    Args:
+        loader: A loader or dataset with `state_dict`.
+
+    Returns:
+        Its state; empty for the beginning, which torchdata's `load_state_dict` takes as that.
+    """
+    has_none = isinstance(loader, DataLoader) and loader.num_workers > 0 and loader._iterator is None
+    if has_none and hasattr(loader, "next_iter_state"):
+        return loader.next_iter_state or {}
+    return loader.state_dict()

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from fulmen.data.combined_loader import CombinedLoader, Rows, length_of
 from fulmen.data.old_position import begin_old_position, restore_old_generators
-from fulmen.data.position import LoaderPosition, is_stateful
+from fulmen.data.position import LoaderPosition, is_stateful, told_state
 from fulmen.data.redivide import Opening, global_batch_size, redivided
 from fulmen.data.resumable import ResumableLoader
 from fulmen.data.rng import plain_rng_states, raw_rng_states, set_raw_rng_states
@@ -255,6 +255,7 @@ class TrainBatches:
     def _source(self, rows: dict[str, Any] | None = None, *, row: int = 0) -> Iterator[Any]:
         """Open the loaders: at the start of an epoch, or at the positions that they have loaded."""
         loader = self.loader
+        self._states = []
         if self._ranks is not None:
             for each in loader.flattened:
                 agree_on_order(each, self._ranks)
@@ -314,6 +315,7 @@ class TrainBatches:
         position.is_ahead = position.rng_before_ahead is not None
         passes = [self._pass_of(i, batches, is_over=is_over) for i in range(len(self._resumables))]
         position.loaders = [each.state for each in passes]
+        position.rows = None
         if self._rows is not None and not is_over:
             position.rows = {name: [getattr(each, name) for each in passes] for name in _ROWS_NAMES}
         rng_at_request, own_at_request = _of_batch(self._requests, batches, is_over)
@@ -385,9 +387,9 @@ class TrainBatches:
 
     def loader_states(self) -> list[Any]:
         """Return `state_dict()` of each loader that has it, as it is now."""
-        if self._to_reach is not None and self._states:  # nothing was opened since they were loaded
+        if self._states:  # nothing was opened since they were loaded
             return list(self._states)
-        return [each.state_dict() for each in self._stateful]
+        return [told_state(each) for each in self._stateful]
 
     def load_loader_states(self, states: list[Any]) -> None:
         """Keep the states of loaders for the case that a checkpoint has no more than them.
@@ -417,12 +419,11 @@ class TrainBatches:
         if self._to_reach is None:
             return 0
         state, self._to_reach = self._to_reach, None
-        states, self._states = self._states, []
         before = raw_rng_states()
         position = self._position = LoaderPosition.from_state_dict(state["position"])
         self._forget_earlier()
         self._requests.clear()
-        goes_on = self._load_loaders(position) if position.loaders else self._load_without_loaders(state, states)
+        goes_on = self._load_loaders(position) if position.loaders else self._load_without_loaders(state)
         num_loaded = self._reopen(state["position"]) if goes_on else 0
         self._set_own_states(state.get("own_at_request", []))
         set_raw_rng_states(before)
@@ -441,14 +442,15 @@ class TrainBatches:
             self._opened = iter(()), position.batches, _END
         return False
 
-    def _load_without_loaders(self, state: dict[str, Any], states: list[Any]) -> bool:
+    def _load_without_loaders(self, state: dict[str, Any]) -> bool:
         """Do what can be done with a number of batches, or with the position that an earlier version wrote."""
         position = self._position
         goes_on = position.epoch == self._epoch and position.batches > 0
         begin_old_position(state, self.loader.flattened, goes_on=goes_on)
         is_over = self._is_over(position, position.batches)
-        if states:
-            for each, own in zip([each for each in self._resumables if is_stateful(each.loader)], states, strict=True):
+        if self._states:
+            stateful = [each for each in self._resumables if is_stateful(each.loader)]
+            for each, own in zip(stateful, self._states, strict=True):
                 each.load_own_state(own, position.batches, is_over=is_over or not goes_on)
         if goes_on and is_over:
             self._opened = iter(()), position.batches, _END

@@ -118,7 +118,8 @@ class ResumableLoader:
             The position, with everything that later passes depend on.
         """
         if self._loaded is not None and (is_over or self._loaded["consumed"] == consumed):
-            return {**self._loaded, "is_over": is_over or self._loaded["is_over"]}
+            was_over = self._loaded["is_over"]  # then the number is no more than a count
+            return {**self._loaded, "is_over": is_over or was_over, **({"consumed": consumed} if was_over else {})}
         is_over = is_over or not self._is_open
         state = self._source.state_of_next_pass() if is_over else self._source.state_inside(consumed)
         return {"kind": self._source.kind, "consumed": consumed, "is_over": is_over, **state}

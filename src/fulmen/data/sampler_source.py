@@ -19,6 +19,7 @@ from fulmen.data.sources import (
     recorded_workers,
     restore_own,
     warn_shorter,
+    warn_unknown_workers,
     worker_position,
 )
 from fulmen.data.worker_rng import RecordedWorkers, WorkerPosition
@@ -189,11 +190,7 @@ class SamplerSource(Source):
                 f" loaded do not. Use `num_workers={state['num_workers']}` if these have to be the same, too."
             )
         elif now and self._is_in_order and state.get("workers") is None and state["consumed"]:
-            rank_zero_warn(
-                "The random state of the DataLoader's workers is not in the checkpoint, because it could not be kept"
-                " in shared memory: the order of the samples goes on exactly, but random numbers drawn in the workers"
-                " do not. Give the process more shared memory (`/dev/shm`)."
-            )
+            warn_unknown_workers()
 
 
 class _Arrivals:

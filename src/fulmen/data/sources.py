@@ -30,6 +30,7 @@ __all__ = [
     "recorded_workers",
     "restore_own",
     "warn_shorter",
+    "warn_unknown_workers",
     "worker_position",
 ]
 
@@ -273,6 +274,15 @@ def warn_shorter(consumed: int, found: int) -> None:
     rank_zero_warn(
         f"The checkpoint was written after {consumed} batches of the epoch, but the train dataloader ended after"
         f" {found}, so nothing of this epoch is left. Was it made from the same data?"
+    )
+
+
+def warn_unknown_workers() -> None:
+    """Tell that a checkpoint does not say where the workers stood."""
+    rank_zero_warn(
+        "The random state of the DataLoader's workers is not in the checkpoint, because it could not be kept in shared"
+        " memory: the order of the samples goes on exactly, but random numbers drawn in the workers do not. Give the"
+        " process more shared memory (`/dev/shm`)."
     )
 
 

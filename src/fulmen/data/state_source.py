@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from fulmen.data.position import has_live_workers
+from fulmen.data.position import has_live_workers, told_state
 from fulmen.data.rng import raw_rng_states
 from fulmen.data.sources import (
     Source,
@@ -21,6 +21,7 @@ from fulmen.data.sources import (
     put_in_place,
     recorded_workers,
     restore_own,
+    warn_unknown_workers,
     worker_position,
 )
 from fulmen.data.worker_rng import RecordedWorkers, WorkerPosition
@@ -69,6 +70,8 @@ class StateSource(Source):
         self._go_to_start(state)
         self._owner.load_state_dict(state["state"])
         position = worker_position(state, self._loader)
+        if position is None and self._has_workers and self._snapshot_interval and state["start"] is not None:
+            warn_unknown_workers()
         with self._seed_from_elsewhere():
             batches = self._open(position, consumed=state["consumed"] - state["num_to_drop"])
         self._start, self._at_first = state["start"], state["rng_at_first"]
@@ -188,7 +191,7 @@ class StateSource(Source):
             return dict(self._loaded_state)
         workers = self._worker_state(self._fetched) if has_live_workers([self._loader])[0] else None
         return {
-            "state": self._owner.state_dict(),
+            "state": told_state(self._owner),
             "num_to_drop": 0,
             "workers": workers,
             **own_state(self._loader, with_sampler=True),
@@ -208,7 +211,8 @@ class StateSource(Source):
         """Leave the loader as it is after a pass, so that it does not go on inside of the old one."""
         self._loaded_state = {key: state[key] for key in state if key not in ("kind", "consumed", "is_over")}
         self._owner.load_state_dict(state["state"])
-        if self._owner is self._loader and isinstance(self._loader, DataLoader):
+        is_begun = state["state"] != {}  # else there is no old pass
+        if is_begun and self._owner is self._loader and isinstance(self._loader, DataLoader):
             with isolate_rng(include_cuda=False):
                 self._started(worker_position(state, self._loader) if self._loader.persistent_workers else None)
         restore_own(self._loader, state, with_sampler=with_sampler)

@@ -14,7 +14,6 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -43,7 +42,7 @@ def name_loader(loader: Any, name: str) -> None:
         loader: The loader.
         name: Its name, e.g. "val dataloader 1".
     """
-    with suppress(TypeError):  # lists and the like can't be remembered, and have no workers
+    if isinstance(loader, DataLoader):  # others have no workers to speak of
         _names[loader] = name
 
 
@@ -53,7 +52,7 @@ def open_watched(loader: Any) -> Iterator[Any]:
     Args:
         loader: Anything that can be iterated.
     """
-    if not isinstance(loader, DataLoader) or loader.num_workers == 0 or loader._iterator is not None:
+    if not isinstance(loader, DataLoader) or loader.num_workers == 0 or _has_workers_for_next_pass(loader):
         return iter(loader)
     board = WorkerBoard(_names.get(loader, f"dataloader over `{type(loader.dataset).__name__}`"), loader.num_workers)
     own = loader.worker_init_fn
@@ -66,6 +65,12 @@ def open_watched(loader: Any) -> Iterator[Any]:
         board.started(iterator)
         _watch()
     return iterator
+
+
+def _has_workers_for_next_pass(loader: Any) -> bool:
+    """Tell if workers are there that the next pass goes on with; torchdata's loaders keep the iterator of any pass."""
+    goes_on = loader.persistent_workers or getattr(loader, "_initial_iter_for_state_dict", False)
+    return goes_on and loader._iterator is not None
 
 
 # ---- in a worker

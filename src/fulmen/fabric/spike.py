@@ -8,12 +8,15 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fulmen.utilities.options import check_number
 from fulmen.utilities.spikes import SpikeRule
 
 if TYPE_CHECKING:
     from fulmen.fabric.fabric import Fabric
 
 __all__ = ["SpikeDetection", "TrainingSpikeException"]
+
+_FILE_NAME = "skip_batches.json"
 
 
 class TrainingSpikeException(RuntimeError):
@@ -40,11 +43,13 @@ class SpikeDetection:
         warmup: Batches before the first that can be a spike.
         atol: The loss must be off by at least this much; `None` for any amount.
         rtol: And by at least this part of the mean; `None` for any.
-        exclude_batches_path: The file; `skip_batches.json` in the working folder by default.
+        exclude_batches_path: The file, if it ends in `.json`, or its folder; the working folder by default. What
+            earlier runs have put into the file stays there.
         finite_only: A loss that is not finite is a spike.
 
     Raises:
-        ValueError: The mode is not known.
+        ValueError: The mode is not known, or a number out of range.
+        TypeError: The path is none.
     """
 
     def __init__(
@@ -60,6 +65,16 @@ class SpikeDetection:
         if mode not in ("min", "max"):
             raise ValueError(
                 f"`SpikeDetection(mode={mode!r})` is not known: the loss becomes smaller or larger. Use 'min' or 'max'."
+            )
+        name = "SpikeDetection"
+        check_number(name, "window", window, "the batches that the mean is over.", least=1, whole=True)
+        check_number(name, "warmup", warmup, "the batches before the first spike.", least=0, whole=True)
+        check_number(name, "atol", atol, "the least distance of a spike from the mean.", least=0, optional=True)
+        check_number(name, "rtol", rtol, "the same as a part of the mean.", least=0, optional=True)
+        if exclude_batches_path is not None and not isinstance(exclude_batches_path, (str, os.PathLike)):
+            raise TypeError(
+                f"`SpikeDetection(exclude_batches_path={exclude_batches_path!r})` must be a path: a `.json` file, or"
+                " the folder for it. Leave it out for the working folder."
             )
         self.mode = mode
         self.warmup = warmup
@@ -91,13 +106,22 @@ class SpikeDetection:
         value = float(loss)  # sync: the decision is about a number
         is_spike = batch_idx >= self.warmup and self._is_spike(value)
         if fabric.strategy.reduce_boolean_decision(is_spike, all=False):
-            self.bad_batches.extend([batch_idx - 1, batch_idx])
+            self.bad_batches.extend(idx for idx in (batch_idx - 1, batch_idx) if idx >= 0)
             if fabric.is_global_zero:
-                path = Path(self.exclude_batches_path or "skip_batches.json")
-                path.write_text(json.dumps(self.bad_batches, indent=4))
+                self._write()
             raise TrainingSpikeException(batch_idx)
         self.last_val = value
         self._rule.add(value)
+
+    def _write(self) -> None:
+        """Add the bad batches to those that earlier runs have put into the file."""
+        path = Path(self.exclude_batches_path or _FILE_NAME)
+        if path.suffix != ".json":
+            path /= _FILE_NAME
+        earlier = json.loads(path.read_text()) if path.exists() else []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        earlier = [batch_idx for batch_idx in earlier if batch_idx not in self.bad_batches]
+        path.write_text(json.dumps(earlier + self.bad_batches, indent=4))
 
     def _is_spike(self, value: float) -> bool:
         return self._rule.is_spike(value) if math.isfinite(value) else self.finite_only

@@ -237,7 +237,7 @@ class CSVLogger(VersionedLogger):
         if self._experiment is None:
             return {}
         rows = self._experiment.num_rows + len(self._experiment.metrics)
-        return {"log_dir": self.log_dir, "rows": rows}
+        return {"log_dir": self.log_dir, "rows": rows, "media": self.media.num_lines}
 
     @rank_zero_only
     def resume_at(self, position: dict[str, Any]) -> None:
@@ -248,11 +248,13 @@ class CSVLogger(VersionedLogger):
         """
         if self._is_here(position):
             self.experiment.go_back(int(position["rows"]))
+            self.media.go_back(int(position.get("media", -1)))
 
     @rank_zero_only
     def begin_anew(self) -> None:
         """Begin an empty `metrics.csv`; one of an earlier attempt is kept as `metrics.csv.bak`."""
         self.experiment.begin_anew()
+        self.media.go_back(0)
 
     @rank_zero_only
     def save(self) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 __all__ = [
+    "as_mapping",
     "convert_params",
     "flatten_dict",
     "is_array",
@@ -38,7 +39,7 @@ def convert_params(params: Mapping[str, Any] | Namespace | DataclassInstance | N
     """
     if params is None:
         return {}
-    fields = _as_mapping(params)
+    fields = as_mapping(params)
     if fields is None:
         raise TypeError(
             f"Hyperparameters were given as {type(params).__name__}, which has no names to log them under."
@@ -61,7 +62,7 @@ def flatten_dict(params: Mapping[Any, Any], delimiter: str = "/", parent_key: st
     flat: dict[str, Any] = {}
     for key, value in params.items():
         name = f"{parent_key}{delimiter}{key}" if parent_key else str(key)
-        nested = _as_mapping(value)
+        nested = as_mapping(value)
         if nested:
             flat.update(flatten_dict(nested, delimiter, name))
         else:
@@ -152,7 +153,12 @@ def merge_hparams(
     return {**module, **datamodule}
 
 
-def _as_mapping(value: Any) -> Mapping[Any, Any] | None:
+def as_mapping(value: Any) -> Mapping[Any, Any] | None:
+    """Return the names and values in a mapping, a namespace or a dataclass instance; `None` for anything else.
+
+    Args:
+        value: Any value.
+    """
     if isinstance(value, Mapping):
         return value
     if isinstance(value, Namespace):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from argparse import Namespace
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from fulmen.loggers.hparams_file import write_hparams
 from fulmen.loggers.logger import rank_zero_experiment
+from fulmen.loggers.media import as_image, each, gif_bytes, histogram, wav_bytes
 from fulmen.loggers.params import convert_params, flatten_dict, sanitize_params, to_scalar
 from fulmen.loggers.versioned import VersionedLogger
 from fulmen.utilities.lazy import is_installed, require
@@ -123,11 +125,91 @@ class TensorBoardLogger(VersionedLogger):
             self._newest_step, self._newest = step, []
         self._newest.append({name: value})
 
+    # ---- pictures, text, sound; tables and files are kept as other loggers keep them
+    @rank_zero_only
+    def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
+        """Log images; several are shown as `<key>/0`, `<key>/1` and so on.
+
+        Args:
+            key: Name they are shown under.
+            images: As for `Logger.log_image`.
+            step: Place on the x axis.
+            kwargs: Of `SummaryWriter.add_image`; a list has one entry per image.
+        """
+        for tag, image, options in _tagged(key, images, kwargs):
+            self.experiment.add_image(tag, as_image(image).numpy(), step, **{"dataformats": "HWC", **options})
+
+    @rank_zero_only
+    def log_text(self, key: str, text: str, /, *, step: int | None = None) -> None:
+        """Log a text, which TensorBoard shows as Markdown.
+
+        Args:
+            key: Name it is shown under.
+            text: The text.
+            step: Place on the x axis.
+        """
+        self.experiment.add_text(key, text, step)
+
+    @rank_zero_only
+    def log_histogram(self, key: str, values: Any, step: int | None = None, *, bins: int = 64) -> None:
+        """Log how values are distributed.
+
+        Args:
+            key: Name it is shown under.
+            values: Tensor, array or sequence of numbers; those that are not finite are left out.
+            step: Place on the x axis.
+            bins: How many bins of equal width.
+        """
+        numbers = torch.as_tensor(values).detach().cpu().flatten().double()
+        finite = numbers[numbers.isfinite()]
+        counts, edges = histogram(finite, bins)
+        extremes = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
+        sums = (len(finite), float(finite.sum()), float(finite.square().sum()))
+        self.experiment.add_histogram_raw(key, *extremes, *sums, edges[1:], counts, step)
+
+    @rank_zero_only
+    def log_audio(self, key: str, audios: list[Any], step: int | None = None, **kwargs: Any) -> None:
+        """Log sound; several are shown as `<key>/0`, `<key>/1` and so on.
+
+        Args:
+            key: Name they are shown under.
+            audios: As for `Logger.log_audio`; files must be WAV.
+            step: Place on the x axis.
+            kwargs: `sample_rate`, samples per second, by default 44100; a list has one entry per sound.
+        """
+        summaries = require("tensorboard.compat.proto.summary_pb2", extra="loggers", for_="log_audio")
+        for tag, audio, options in _tagged(key, audios, {"sample_rate": 44100, **kwargs}):
+            content = _file_content(audio) if isinstance(audio, (str, os.PathLike)) else wav_bytes(audio, **options)
+            sound = summaries.Summary.Audio(
+                sample_rate=options["sample_rate"], encoded_audio_string=content, content_type="audio/wav"
+            )
+            summary = summaries.Summary(value=[summaries.Summary.Value(tag=tag, audio=sound)])
+            self.experiment._get_file_writer().add_summary(summary, step)  # `add_audio` has one channel only
+
+    @rank_zero_only
+    def log_video(self, key: str, videos: list[Any], step: int | None = None, **kwargs: Any) -> None:
+        """Log film as animated GIF; several are shown as `<key>/0`, `<key>/1` and so on.
+
+        Args:
+            key: Name they are shown under.
+            videos: As for `Logger.log_video`; files must be GIF.
+            step: Place on the x axis.
+            kwargs: `fps`, frames per second, by default 4; a list has one entry per film.
+        """
+        summaries = require("tensorboard.compat.proto.summary_pb2", extra="loggers", for_="log_video")
+        for tag, video, options in _tagged(key, videos, {"fps": 4, **kwargs}):
+            content = _file_content(video) if isinstance(video, (str, os.PathLike)) else gif_bytes(video, **options)
+            picture = summaries.Summary.Image(encoded_image_string=content, colorspace=3)
+            summary = summaries.Summary(value=[summaries.Summary.Value(tag=tag, image=picture)])
+            self.experiment._get_file_writer().add_summary(summary, step)  # `add_video` needs another package
+
+    # ---- resuming
     def position(self) -> dict[str, Any]:
         """Return the last step that was logged, with its values."""
         if self._experiment is None:
             return {}
-        return {"log_dir": self.log_dir, "step": self._newest_step, "values": list(self._newest)}
+        position = {"log_dir": self.log_dir, "step": self._newest_step, "values": list(self._newest)}
+        return {**position, "media": self.media.num_lines}
 
     @rank_zero_only
     def resume_at(self, position: dict[str, Any]) -> None:
@@ -151,13 +233,14 @@ class TensorBoardLogger(VersionedLogger):
             for name, number in value.items():
                 self._experiment.add_scalar(str(name), float(number), step)
                 self._remember(str(name), float(number), step)
+        self.media.go_back(int(position.get("media", -1)))
 
     @rank_zero_only
     def begin_anew(self) -> None:
         """Have TensorBoard ignore what an earlier attempt has logged in the same folder."""
         _ = self.experiment
         if sum("tfevents" in name for name in os.listdir(self.log_dir)) > 1:
-            self.resume_at({"log_dir": self.log_dir, "step": -1, "values": []})
+            self.resume_at({"log_dir": self.log_dir, "step": -1, "values": [], "media": 0})
 
     @rank_zero_only
     def log_hyperparams(
@@ -252,6 +335,16 @@ def _writer_package() -> str:
         "`TensorBoardLogger` needs the package `tensorboard` or `tensorboardX`, and neither is installed."
         " Install one: pip install 'fulmen[loggers]'"
     )
+
+
+def _tagged(key: str, items: list[Any], options: dict[str, Any]) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    for index, (item, own) in enumerate(each(key, items, options)):
+        yield (f"{key}/{index}" if len(items) > 1 else key), item, own
+
+
+def _file_content(path: str | os.PathLike[str]) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def _as_folder(name: Any) -> str:

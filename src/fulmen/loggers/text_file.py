@@ -1,12 +1,13 @@
-"""Small text files on local disks and object stores: read, append, replace as a whole."""
+"""Small files on local disks and object stores: read, append, replace as a whole, copy."""
 
 from __future__ import annotations
 
 import os
+import shutil
 
 from fulmen.utilities.files import atomic_open, get_filesystem, is_local, local_path
 
-__all__ = ["append_text", "make_folder", "read_text", "replace_text"]
+__all__ = ["append_text", "copy_into", "make_folder", "read_text", "replace_bytes", "replace_text"]
 
 
 def make_folder(path: str) -> None:
@@ -72,3 +73,34 @@ def replace_text(path: str, text: str) -> None:
     else:
         make_folder(os.path.dirname(path))
         get_filesystem(path).pipe_file(path, text.encode("utf-8"))
+
+
+def replace_bytes(path: str, content: bytes) -> None:
+    """Write a binary file as `replace_text` writes a text.
+
+    Args:
+        path: Local path or URL; the folder is made if absent.
+        content: The whole new content.
+    """
+    if is_local(path):
+        with atomic_open(path, "wb", durable=False) as file:
+            file.write(content)
+    else:
+        make_folder(os.path.dirname(path))
+        get_filesystem(path).pipe_file(path, content)
+
+
+def copy_into(source: str, path: str) -> None:
+    """Copy a local file or folder, in place of what is there.
+
+    Args:
+        source: Local path.
+        path: Local path or URL of the copy; the folder it is in is made if absent.
+    """
+    make_folder(os.path.dirname(path))
+    if not is_local(path):
+        get_filesystem(path).put(source, path, recursive=os.path.isdir(source))
+    elif os.path.isdir(source):
+        shutil.copytree(source, local_path(path), dirs_exist_ok=True)
+    else:
+        shutil.copyfile(source, local_path(path))

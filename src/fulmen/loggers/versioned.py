@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import os
 import re
 from contextlib import suppress
 from typing import Any
 
 from fulmen.loggers.logger import Logger
+from fulmen.loggers.media import as_image, each, gif_bytes, histogram, png_bytes, table, wav_bytes
+from fulmen.loggers.media_folder import MediaFile, MediaFolder
+from fulmen.loggers.text_file import copy_into
 from fulmen.utilities.files import ensure_writable, get_filesystem, is_local, local_path
 from fulmen.utilities.rank_zero import rank_zero_only
 
@@ -58,7 +64,7 @@ def claim_version(root_dir: str) -> int:
 
 
 class VersionedLogger(Logger):
-    """Base of the loggers that write files.
+    """Base of the loggers that write files. What has no other place goes to `<log_dir>/media` (see `MediaFolder`).
 
     Args:
         save_dir: Where all experiments are kept; `~` and environment variables are expanded.
@@ -67,7 +73,6 @@ class VersionedLogger(Logger):
         prefix: Put in front of every metric's name, joined by `LOGGER_JOIN_CHAR`.
     """
 
-    LOGGER_JOIN_CHAR = "-"
     NAME_HPARAMS_FILE = "hparams.yaml"
 
     def __init__(
@@ -77,6 +82,7 @@ class VersionedLogger(Logger):
         self._name = name or ""
         self._version = version
         self._prefix = prefix
+        self._media: MediaFolder | None = None
 
     @property
     def save_dir(self) -> str:
@@ -122,8 +128,121 @@ class VersionedLogger(Logger):
             return False
         return os.path.realpath(there) == os.path.realpath(self.log_dir) if is_local(there) else there == self.log_dir
 
-    def _prefixed(self, metrics: dict[str, Any]) -> dict[str, Any]:
-        if not self._prefix:
-            return metrics
-        prefix = self._prefix + self.LOGGER_JOIN_CHAR
-        return {prefix + name: value for name, value in metrics.items()}
+    # ---- pictures, text, tables, files
+    @property
+    def media(self) -> MediaFolder:
+        """The folder of what is logged beside numbers; made at the first use."""
+        if self._media is None:
+            self._media = MediaFolder(os.path.join(self.log_dir, "media"))
+        return self._media
+
+    @rank_zero_only
+    def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
+        """Keep images as PNG files in `<log_dir>/media/<key>`; files are copied.
+
+        Args:
+            key: Name; `/` makes folders.
+            images: As for `Logger.log_image`.
+            step: Place on the x axis.
+            kwargs: Noted in the index, e.g. `caption`; a list has one entry per image.
+        """
+        pairs = each(key, images, kwargs)
+        files = [_copy(image, notes) or MediaFile(png_bytes(as_image(image)), ".png", notes) for image, notes in pairs]
+        self.media.write("image", key, step, files)
+
+    @rank_zero_only
+    def log_text(self, key: str, text: str, /, *, step: int | None = None) -> None:
+        """Keep a text as a file in `<log_dir>/media/<key>`.
+
+        Args:
+            key: Name; `/` makes folders.
+            text: The text.
+            step: Place on the x axis.
+        """
+        self.media.write("text", key, step, [MediaFile(text.encode(), ".txt")])
+
+    @rank_zero_only
+    def log_table(
+        self,
+        key: str,
+        columns: list[str] | None = None,
+        data: list[list[Any]] | None = None,
+        dataframe: Any = None,
+        step: int | None = None,
+    ) -> None:
+        """Keep a table as a CSV file in `<log_dir>/media/<key>`.
+
+        Args:
+            key: Name; `/` makes folders.
+            columns: Names of the columns.
+            data: Rows.
+            dataframe: A pandas or polars table, in place of columns and rows.
+            step: Place on the x axis.
+        """
+        names, rows = table(columns, data, dataframe)
+        text = io.StringIO(newline="")
+        csv.writer(text, lineterminator="\n").writerows([names, *rows])
+        self.media.write("table", key, step, [MediaFile(text.getvalue().encode(), ".csv")])
+
+    @rank_zero_only
+    def log_histogram(self, key: str, values: Any, step: int | None = None, *, bins: int = 64) -> None:
+        """Keep the counts of values as a JSON file in `<log_dir>/media/<key>`, with the members `counts` and `edges`.
+
+        Args:
+            key: Name; `/` makes folders.
+            values: Tensor, array or sequence of numbers; those that are not finite are left out.
+            step: Place on the x axis.
+            bins: How many bins of equal width.
+        """
+        counts, edges = histogram(values, bins)
+        content = json.dumps({"counts": counts, "edges": edges}).encode()
+        self.media.write("histogram", key, step, [MediaFile(content, ".json")])
+
+    @rank_zero_only
+    def log_audio(self, key: str, audios: list[Any], step: int | None = None, **kwargs: Any) -> None:
+        """Keep sound as WAV files in `<log_dir>/media/<key>`; files are copied.
+
+        Args:
+            key: Name; `/` makes folders.
+            audios: As for `Logger.log_audio`.
+            step: Place on the x axis.
+            kwargs: `sample_rate`, samples per second, by default 44100; all are noted in the index.
+        """
+        pairs = each(key, audios, {"sample_rate": 44100, **kwargs})
+        files = [_copy(a, notes) or MediaFile(wav_bytes(a, notes["sample_rate"]), ".wav", notes) for a, notes in pairs]
+        self.media.write("audio", key, step, files)
+
+    @rank_zero_only
+    def log_video(self, key: str, videos: list[Any], step: int | None = None, **kwargs: Any) -> None:
+        """Keep film as animated GIF files in `<log_dir>/media/<key>`, which needs Pillow; files are copied.
+
+        Args:
+            key: Name; `/` makes folders.
+            videos: As for `Logger.log_video`.
+            step: Place on the x axis.
+            kwargs: `fps`, frames per second, by default 4; all are noted in the index.
+        """
+        pairs = each(key, videos, {"fps": 4, **kwargs})
+        files = [
+            _copy(video, notes) or MediaFile(gif_bytes(video, notes["fps"]), ".gif", notes) for video, notes in pairs
+        ]
+        self.media.write("video", key, step, files)
+
+    @rank_zero_only
+    def log_artifact(self, path: str, name: str | None = None, *, type: str = "file") -> None:
+        """Copy a file or a folder to `<log_dir>/artifacts`, in place of an earlier one of its name.
+
+        Args:
+            path: Local path.
+            name: What the copy is called; default its own name.
+            type: Not used: files have no types.
+        """
+        name = os.path.basename(os.path.normpath(path)) if name is None else name
+        copy_into(path, os.path.join(self.log_dir, "artifacts", name))
+
+
+def _copy(item: Any, notes: dict[str, Any]) -> MediaFile | None:
+    if not isinstance(item, (str, os.PathLike)):
+        return None
+    path = os.fspath(item)
+    return MediaFile(path, os.path.splitext(path)[1], notes)

@@ -61,7 +61,9 @@ class EvaluationLoop:
         self.metrics = MetricStore(is_training=False)
         self._epoch_of_last_load: float = -1
         self._position: dict[str, Any] | None = None
+        self._was_without_loaders = False
         self._rewound_to: dict[str, Any] | None = None  # what a checkpoint is to hold of an evaluation that was left
+        self._held: tuple[dict[str, Any] | None] | None = None  # the same of one that goes on
         self._rows: list[int] = []
         self.is_ending = False  # in its last hooks
 
@@ -120,12 +122,12 @@ class EvaluationLoop:
         to_device = choose_transfer(trainer)
         total, current = progress.total, progress.current
         current_loader = -1
+        batches = self._announced(getattr(events, f"on_{word}_start"), batches)
         agreement = signal_agreement(trainer, batches)
         source, step = evenly(
             trainer, batches, step_name, step=step, arguments=arguments, to_device=to_device,
             make_context=nullcontext if context is not None else make_context,
         )  # fmt: skip
-        getattr(events, f"on_{word}_start")()
         getattr(events, f"on_{word}_epoch_start")()
         store.in_batch = True
         for batch, batch_idx, dataloader_idx in source:
@@ -160,6 +162,12 @@ class EvaluationLoop:
             self._obey_signal()
         return self._finish(word, num_loaders)
 
+    def _announced(self, event: Callable[[], Any], batches: EvalBatches) -> EvalBatches:
+        """Tell that the evaluation starts; return its batches, others if a callback has changed their size."""
+        loaded = self.batches
+        event()
+        return batches if self.batches is None or self.batches is loaded else self.batches
+
     def _obey_signal(self) -> None:
         trainer = self.trainer
         if not self.inside_fit:
@@ -192,7 +200,8 @@ class EvaluationLoop:
         getattr(events, f"on_{word}_epoch_end")()
         board.sync()
         if not trainer.sanity_checking:
-            board.publish_epoch(trainer.fit_loop.batches_that_stepped, trainer.current_epoch)
+            with trainer.profile("log_metrics"):
+                board.publish_epoch(trainer.fit_loop.batches_that_stepped, trainer.current_epoch)
         results = board.evaluation_results(num_loaders)
         self.is_ending = True
         try:
@@ -213,20 +222,36 @@ class EvaluationLoop:
     def load_data(self) -> None:
         """Ask for the loaders, the first time and when they are due again."""
         trainer = self.trainer
-        every, epoch = trainer.reload_dataloaders_every_n_epochs, trainer.current_epoch
-        is_due = self.inside_fit and every and epoch - self._epoch_of_last_load >= every
-        if self.batches is not None and (trainer.sanity_checking or not is_due):
+        if self.batches is not None and (trainer.sanity_checking or not self._is_due_again(self._epoch_of_last_load)):
             return
         if self.batches is not None:
             self.batches.close()
+        if self._is_loaded_later() and not trainer.sanity_checking:
+            self._position = None  # of loaders that give way to these
+        self._was_without_loaders = False
         loader, limits = trainer.sources.eval_loaders(_LOADER_WORD[self.stage])
         wrap_next = trainer.profiled_next("[_EvaluationLoop].val_next")
         self.batches = EvalBatches(loader, limits, wrap_next=wrap_next, ranks=trainer.strategy)
-        self._epoch_of_last_load = -math.inf if self._is_only_for_the_sanity_check() else epoch
+        self._epoch_of_last_load = -math.inf if self._is_only_for_the_sanity_check() else trainer.current_epoch
         self._rows = [0] * len(limits)
         check_dataloader_idx(trainer.lightning_module, _HOOK_WORD[self.stage], len(self.batches.num_batches))
         if not trainer.sanity_checking:  # the check draws batches, too
             self.apply_position()
+
+    def load_data_again(self) -> None:
+        """Ask for the loaders before training, if a run that is resumed had them where it was left."""
+        if not self._is_loaded_later():
+            self.load_data()
+
+    def _is_loaded_later(self) -> bool:
+        """Tell whether the run that is resumed had no loaders where it was left, or was about to make new ones."""
+        if self._position is None:
+            return self._was_without_loaders
+        return self._is_due_again(self._position.get("epoch_of_last_load", math.inf))
+
+    def _is_due_again(self, epoch_of_last_load: float) -> bool:
+        every = self.trainer.reload_dataloaders_every_n_epochs
+        return self.inside_fit and every > 0 and self.trainer.current_epoch - epoch_of_last_load >= every
 
     def _is_only_for_the_sanity_check(self) -> bool:
         every = self.trainer.check_val_every_n_epoch
@@ -237,6 +262,7 @@ class EvaluationLoop:
         if self.batches is not None:
             self.batches.close()
         self.batches = self._position = self._rewound_to = None
+        self._was_without_loaders = False
 
     @property
     def max_batches(self) -> list[int | float]:
@@ -255,10 +281,12 @@ class EvaluationLoop:
 
     def position_state(self) -> dict[str, Any] | None:
         """Return what the loaders need to give the same batches again, and how many rows each has sent."""
+        if self._held is not None:
+            return self._held[0]
         if self._rewound_to is not None:
             return self._rewound_to
         if self.batches is None:
-            return None
+            return self._position  # of loaders that were not needed since
         return {
             **self.batches.state_dict(),
             "rows": list(self._rows),
@@ -268,6 +296,7 @@ class EvaluationLoop:
     def load_position_state(self, state: dict[str, Any] | None) -> None:
         """Keep what `position_state` returned until the loaders are there."""
         self._position = state
+        self._was_without_loaders = state is None
 
     def apply_position(self) -> None:
         """Let the loaders go on as the checkpoint's would have."""
@@ -285,6 +314,22 @@ class EvaluationLoop:
             self.load_position_state(position)
             self.apply_position()
             self._rewound_to = position
+
+    @contextmanager
+    def held_at(self, position: dict[str, Any] | None, counted: dict[str, Any]) -> Iterator[None]:
+        """Have a checkpoint that is saved inside the context hold an earlier state, while the evaluation goes on.
+
+        Args:
+            position: What `position_state` returned then.
+            counted: What `progress_state` returned then.
+        """
+        now, self._held = self.progress_state(), (position,)
+        self.progress.load_state_dict(counted)
+        try:
+            yield
+        finally:
+            self._held = None
+            self.progress.load_state_dict(now)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counters under Lightning's keys."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fulmen.data.prefetch import TrainBatches
 from fulmen.loops.agreement import TIME_IS_UP, SignalAgreement
+from fulmen.loops.clock import count_samples
 from fulmen.loops.evaluate import EvaluationLoop, ValidationLeft
 from fulmen.loops.interruption import BegunValidation, back_to_window_start
 from fulmen.loops.limits import Limits
@@ -19,7 +20,6 @@ from fulmen.loops.schedule import SchedulerSteps, ValidationPlan, validation_int
 from fulmen.loops.transfer import choose_transfer
 from fulmen.metrics.store import MetricStore
 from fulmen.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from fulmen.utilities.warnings import PossibleUserWarning
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,6 +64,7 @@ class FitLoop:
         self.validation: BegunValidation | None = None  # that is not over
         self.rewound: BegunValidation | None = None  # left, to be repeated whole: its rows are sent again
         self._window = 1
+        self._learns = True
         self._time_is_up = False  # and training ends because of it
         self._is_cut_short = False  # the epoch, by that
 
@@ -109,7 +110,7 @@ class FitLoop:
                 events.on_train_batch_end(outputs, batch, batch_idx)
                 total.completed += 1
                 current.completed += 1
-                if due and self._log_every and self.row_is_due():
+                if due and self._log_every and (store.logs_steps or agreement is not None) and self.row_is_due():
                     self._publish_row()
                 if self._validates and self._validation_is_due(is_last, due) and not self.validate():
                     done.batches_that_stepped += due
@@ -149,38 +150,20 @@ class FitLoop:
             rank_zero_info(f"`Trainer.fit` stopped: {self._stopped_for}.")
             return False
         if self.validation_enabled and self.plan.epoch_is_due(self.progress.epochs.current.completed):  # type: ignore[union-attr]
-            self.val_loop.load_data()
+            self.val_loop.load_data_again()
         self.resume.load_position(self.batches)  # type: ignore[arg-type]
         self.optimization = trainer.make_optimization()  # `on_train_start` may step, too
         is_parallel = trainer.world_size > 1
-        self._log_every = trainer.log_every_n_steps if trainer.loggers or is_parallel else 0
+        self._log_every = trainer.log_every_n_steps
         self._agreement = SignalAgreement(trainer.strategy, trainer.signals) if is_parallel else None
         trainer.metrics.activate(self.metrics)
-        trainer.profiler.connect(trainer.lightning_module, num_steps=self._steps_to_come())
+        to_come = self.limits.batches_to_come(self.progress, self.num_batches, window=trainer.accumulate_grad_batches)
+        trainer.profiler.connect(trainer.lightning_module, num_steps=to_come)
         return True
-
-    def _steps_to_come(self) -> float:
-        """Return how many training batches this run has at most."""
-        limits, done = self.limits, self.progress
-        by_epochs = math.inf if limits.max_epochs is None else limits.max_epochs - done.epochs.current.completed
-        batches = by_epochs * self.num_batches if by_epochs else 0
-        steps = math.inf if limits.max_steps is None else limits.max_steps - done.global_step
-        return min(batches, steps * self.trainer.accumulate_grad_batches)
 
     def resolve_max_epochs(self) -> None:
         """Settle what `max_epochs=None` means for this run."""
-        limits = self.limits
-        if limits.max_epochs is not None or limits.endless:
-            return
-        if limits.max_steps is not None or self.trainer.has_timer:
-            self.limits = limits.with_max_epochs(-1)
-        else:
-            rank_zero_warn(
-                "`max_epochs` was not set, so training ends after 1000 epochs."
-                " Set `Trainer(max_epochs=-1)` to train without an end.",
-                category=PossibleUserWarning,
-            )
-            self.limits = limits.with_max_epochs(1000)
+        self.limits = self.limits.settled(has_timer=self.trainer.has_timer)
 
     def load_data(self) -> None:
         """Ask for the training loader, the first time and when it is due again."""
@@ -253,7 +236,8 @@ class FitLoop:
             done.begin_epoch()
         self.optimization = trainer.make_optimization()
         self._profile_epoch(True)
-        self._run_batch = trainer.profiled("run_training_batch", self.optimization.step)
+        step = self.optimization.step if self._learns else self.optimization.compute
+        self._run_batch = trainer.profiled("run_training_batch", step)
         self._validates = self.validation_enabled and self.plan.epoch_is_due(epoch)  # type: ignore[union-attr]
         self._max_steps = self.limits.max_steps
         self._last_is_uneven = self.batches.last_weight != 1.0  # type: ignore[union-attr]  # loaded above
@@ -267,7 +251,10 @@ class FitLoop:
         if self.trainer.should_stop and self._may_stop():
             self._meet()
             return ()
-        return self.batches  # type: ignore[return-value]  # an epoch has begun
+        batches: TrainBatches = self.batches  # type: ignore[assignment]  # an epoch has begun
+        if any(logger.x_axis == "sample" for logger in self.trainer.loggers):
+            return count_samples(batches, self.progress, self.trainer.world_size)
+        return batches
 
     def _end_epoch(self) -> None:
         trainer, done = self.trainer, self.progress
@@ -281,7 +268,8 @@ class FitLoop:
         trainer.metrics.sync()
         if not self._is_cut_short:  # what they monitor may be missing
             self.schedulers.after_epoch()
-        trainer.metrics.publish_epoch(done.batches_that_stepped - 1, trainer.current_epoch)
+        with trainer.profile("log_metrics"):
+            trainer.metrics.publish_epoch(done.batches_that_stepped - 1, trainer.current_epoch)
         trainer.metrics.refresh()
         self.metrics.reset()
         done.epochs.increment("completed")
@@ -383,9 +371,15 @@ class FitLoop:
         board, step = self.trainer.metrics, self.progress.batches_that_stepped
         if self._agreement is not None and (step + 1) % self._log_every == 0:
             board.sync_steps()
-        board.publish_step(step, self.trainer.current_epoch)
+        with self.trainer.profile("log_metrics"):
+            board.publish_step(step, self.trainer.current_epoch)
         if board.loggers and self.metrics.logs_steps:  # the row has waited for the device already
             self.optimization.losses.check()  # type: ignore[union-attr]  # an epoch has begun
+
+    @property
+    def stopped_for(self) -> str:
+        """Why training has ended, as a phrase; empty before."""
+        return self._stopped_for
 
     # ---- validation
     @property
@@ -420,7 +414,8 @@ class FitLoop:
         """Run a validation; False if a signal ended it: then all is as it was before, for a checkpoint."""
         self.validation = BegunValidation(self)
         try:
-            self.val_loop.run()
+            with self.trainer.profile("run_validation"):
+                self.val_loop.run()
         except ValidationLeft:
             return False
         self.validation = None
@@ -505,6 +500,15 @@ class FitLoop:
             )
             self._told_minima = True
         return False
+
+    # ---- what callbacks change
+    def learn(self, learns: bool) -> None:
+        """Say, before an epoch begins, whether its batches are learned from or only go through the model."""
+        self._learns = learns
+
+    def follow_schedulers(self) -> None:
+        """Step the schedulers that the Trainer has now, from the epoch on that begins."""
+        self.schedulers.follow(self.trainer.lr_scheduler_configs)
 
     # ---- what others read
     @property

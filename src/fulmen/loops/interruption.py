@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,6 +40,7 @@ class BegunValidation:
         self._weights = _fingerprint(loop.trainer) if _may_swap_weights(loop.trainer) else None
         self._has_swapped_weights: bool | None = None
         self.log_positions = [logger.position() for logger in loop.trainer.loggers]
+        self.history_position = loop.trainer.history.position()
 
     def may_be_left(self) -> bool:
         """Tell if the validation can be left because of what `trainer.signals` received, and resumed."""
@@ -66,6 +68,29 @@ class BegunValidation:
         self._loop.val_loop.rewind(self._position)
         self._loop.val_loop.progress.load_state_dict(self._counted)
         set_rng_states(self._rng)
+
+    @contextmanager
+    def not_begun(self) -> Iterator[None]:
+        """Have a checkpoint that is saved inside the context look like one from before, while the validation goes on.
+
+        What comes after the hook in which it is saved could not be made up for by a resumed run, which therefore
+        repeats the validation.
+        """
+        loop, rng = self._loop, collect_rng_states()
+        counters = (loop.progress.batches.total, loop.progress.batches.current)
+        completed = [counts.completed for counts in counters]
+        for counts in counters:
+            counts.completed -= 1
+        loop.rewound = self
+        set_rng_states(self._rng)
+        try:
+            with loop.val_loop.held_at(self._position, self._counted):
+                yield
+        finally:
+            set_rng_states(rng)
+            loop.rewound = None
+            for counts, number in zip(counters, completed, strict=True):
+                counts.completed = number
 
     def count_batch(self) -> None:
         """Count the batch before the validation as done again, where the run does go on after `rewind`."""
@@ -100,7 +125,7 @@ def back_to_window_start(loop: FitLoop, window: int) -> None:
 
 
 def _may_swap_weights(trainer: Trainer) -> bool:
-    """Tell if a hook of the user's runs before the first validation batch; those of this package swap nothing."""
+    """Tell if a hook of the user's runs before the first validation batch; ours save both weights."""
     module = trainer.lightning_module
     hooks = _HOOKS_THAT_MAY_SWAP_WEIGHTS
     return any(is_overridden(hook, module, LightningModule) for hook in hooks) or has_own_hook(trainer, hooks)

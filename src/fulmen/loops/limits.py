@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from fulmen.utilities.rank_zero import rank_zero_warn
+from fulmen.utilities.warnings import PossibleUserWarning
 
 if TYPE_CHECKING:
     from fulmen.loops.progress import FitProgress
@@ -28,6 +32,35 @@ class Limits:
         """Return the same limits with another bound on epochs; -1 is endless."""
         endless = max_epochs == -1
         return replace(self, max_epochs=None if endless else max_epochs, endless=endless)
+
+    def settled(self, *, has_timer: bool) -> Limits:
+        """Return the limits with a bound on epochs, or without an end if something else ends training.
+
+        Args:
+            has_timer: There is a bound on the time.
+        """
+        if self.max_epochs is not None or self.endless:
+            return self
+        if self.max_steps is not None or has_timer:
+            return self.with_max_epochs(-1)
+        rank_zero_warn(
+            "`max_epochs` was not set, so training ends after 1000 epochs."
+            " Set `Trainer(max_epochs=-1)` to train without an end.",
+            category=PossibleUserWarning,
+        )
+        return self.with_max_epochs(1000)
+
+    def batches_to_come(self, done: FitProgress, num_batches: int | float, *, window: int) -> float:
+        """Return how many training batches there will be at most.
+
+        Args:
+            done: What was done already.
+            num_batches: Batches of an epoch.
+            window: Batches of an optimizer step.
+        """
+        epochs = math.inf if self.max_epochs is None else self.max_epochs - done.epochs.current.completed
+        steps = math.inf if self.max_steps is None else self.max_steps - done.global_step
+        return min(epochs * num_batches if epochs else 0, steps * window)
 
     def reached(self, done: FitProgress) -> str | None:
         """Why training is over at the end of an epoch, as a phrase for the log; `None` while it goes on."""

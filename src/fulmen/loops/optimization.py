@@ -94,6 +94,14 @@ class _Optimization:
         self.last_loss = None
         self.losses.clear()
 
+    def compute(self, batch: Any, batch_idx: int, *, due: bool, divisor: int) -> dict[str, Any]:
+        """Call `training_step` without learning from it: for what a forward pass leaves, e.g. in batch norms."""
+        self.scope.hook = "training_step"
+        with torch.no_grad(), self.context or self.precision.train_step_context():
+            output = self.training_step(batch, batch_idx) if self.takes_batch_idx else self.training_step(batch)
+        self.scope.hook = None
+        return _outputs(output, _loss_of(output)) if self.wants_outputs else {}
+
     def differentiate(self, loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> None:
         """Run the backward pass of `loss` between its hooks."""
         events, scope = self.events, self.scope
@@ -163,6 +171,14 @@ class AutomaticOptimization(_Optimization):
         self.window_batches = 0  # batches seen in it
         self.window_losses = 0  # batches whose loss was differentiated in it
         self.divisor = 1  # what each loss of it is divided by
+
+    def measure(self, profiled: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Have the optimizer's step measured, too; see `_Optimization.measure`."""
+        super().measure(profiled)
+        if self.needs_closure:
+            self._step_through_closure = profiled("optimizer_step", self._step_through_closure)  # type: ignore[method-assign]
+        elif self.optimizer is not None:
+            self.torch_step = profiled("optimizer_step", self.torch_step)
 
     def _closure_needed(self) -> bool:
         strategy, precision = self.strategy, self.precision
@@ -383,6 +399,11 @@ class ManualOptimization(_Optimization):
                 f" {type(output).__name__}."
             )
         return {"loss": output.detach().clone()}
+
+    def measure(self, profiled: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Have the optimizers' steps measured, too; see `_Optimization.measure`."""
+        super().measure(profiled)
+        self.optimizer_step = profiled("optimizer_step", self.optimizer_step)  # type: ignore[method-assign]
 
     def _quick_step(self, optimizer: Optimizer) -> Any:
         step = self._quick_steps.get(id(optimizer))

@@ -89,14 +89,17 @@ class PredictionLoop:
         context = nullcontext() if precision.is_plain else None
         to_device = choose_transfer(trainer)
         total, current, scope = progress.total, progress.current, trainer.scope
+        loaded = self.batches
+        events.on_predict_start()
+        if self.batches is not None and self.batches is not loaded:  # a callback has changed the batch size
+            batches = self.batches
         loaders = batches.loader.flattened
-        records = trainer.wants_batch_indices
+        records, keeps = trainer.wants_batch_indices, self.return_predictions or trainer.wants_predictions
         signals, agreement = trainer.signals, signal_agreement(trainer, batches)
         source, step = evenly(
             trainer, batches, "predict_step", step=step, arguments=arguments, to_device=to_device,
             make_context=nullcontext if context is not None else precision.predict_step_context,
         )  # fmt: skip
-        events.on_predict_start()
         events.on_predict_epoch_start()
         for batch, batch_idx, dataloader_idx in source:
             if to_device is not None:
@@ -119,7 +122,7 @@ class PredictionLoop:
             events.on_predict_batch_end(output, batch, *extra)
             total.completed += 1
             current.completed += 1
-            if self.return_predictions:
+            if keeps:
                 self._predictions[dataloader_idx].append(_to_cpu(output))
             if signals.received is not None if agreement is None else agreement.reached():
                 trainer.obey_signal()
@@ -132,7 +135,8 @@ class PredictionLoop:
         """Ask for the loaders."""
         if self.batches is None:
             loader, limits = self.trainer.sources.eval_loaders("predict")
-            self.batches = EvalBatches(loader, limits, ranks=self.trainer.strategy)
+            wrap_next = self.trainer.profiled_next("[_PredictionLoop].predict_next")
+            self.batches = EvalBatches(loader, limits, wrap_next=wrap_next, ranks=self.trainer.strategy)
             check_dataloader_idx(self.trainer.lightning_module, "predict", len(limits))
 
     def forget_data(self) -> None:

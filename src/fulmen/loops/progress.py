@@ -81,12 +81,20 @@ class FitProgress:
     manual_steps: Progress = field(default_factory=lambda: Progress(keys=_STEP_KEYS))
     scheduler_steps: Progress = field(default_factory=lambda: Progress(keys=_STEP_KEYS))
     batches_that_stepped: int = 0
+    samples_begun: int = 0  # over all ranks; counted only if a logger asks for it
+    samples_before: int = 0  # without the current batch
     micro_batch_size: int | None = None  # of `accumulate_grad_batches="auto"`, once memory has run out
 
     @property
     def global_step(self) -> int:
         """Completed optimizer steps over all optimizers."""
         return self.optimizer_steps.total.completed + self.manual_steps.total.completed
+
+    @property
+    def samples(self) -> int:
+        """Training samples of the batches that are done, over all ranks; 0 unless they are counted."""
+        current = self.batches.current
+        return self.samples_begun if current.ready == current.processed else self.samples_before
 
     def begin_epoch(self) -> None:
         """Reset what counts within an epoch."""
@@ -99,7 +107,10 @@ class FitProgress:
     def state_dict(self) -> dict[str, Any]:
         """Return the counters under the keys that Lightning's checkpoints use."""
         return {
-            "epoch_loop.state_dict": {"_batches_that_stepped": self.batches_that_stepped},
+            "epoch_loop.state_dict": {
+                "_batches_that_stepped": self.batches_that_stepped,
+                **({"samples": self.samples} if self.samples else {}),
+            },
             "epoch_loop.batch_progress": {**self.batches.state_dict(), "is_last_batch": self.batches.is_last_batch},
             "epoch_loop.scheduler_progress": self.scheduler_steps.state_dict(),
             "epoch_loop.automatic_optimization.state_dict": self._automatic_state(),
@@ -124,4 +135,5 @@ class FitProgress:
         self.optimizer_steps.load_state_dict(optimizer["step"])
         self.zero_grads.load_state_dict(optimizer["zero_grad"])
         self.manual_steps.load_state_dict(state["epoch_loop.manual_optimization.optim_step_progress"])
+        self.samples_begun = self.samples_before = int(state["epoch_loop.state_dict"].get("samples", 0))
         self.batches_that_stepped = int(state["epoch_loop.state_dict"].get("_batches_that_stepped", self.global_step))

@@ -81,7 +81,8 @@ class FitResume:
             "batches_that_stepped", self._loop.progress.batches_that_stepped
         )
         self._shown = {kind: state[kind] for kind in ("callback_metrics", "logged_metrics") if kind in state}
-        self._loop.val_loop.load_position_state(state.get("val"))
+        if "val" in state:
+            self._loop.val_loop.load_position_state(state["val"])
         module = self._loop.trainer.lightning_module
         load_metric_states(module, state.get("metric_states", {}))
         self._loop.metrics.load_state_dict(state.get("metrics", []), module)
@@ -170,6 +171,7 @@ class FitResume:
             loop.finish_batch(is_validated=self._was_validated)
             self._batch_was_processed = self._was_validated = False
         if self.ends_last_epoch:
+            loop.batches.replay()  # type: ignore[union-attr]  # loaded; what is saved now tells where its loaders stand
             loop.finish_epoch()
 
     @property
@@ -181,7 +183,14 @@ class FitResume:
         """Where training was over when the checkpoint was taken: put everything to where it ended."""
         self.load_position(batches)
         self._restore()
+        if not self.is_mid_epoch:  # else less was asked for than has been done, and there is nothing to be equal to
+            batches.replay()
         self.finish_schedulers()
+        trainer = self._loop.trainer
+        for callback in trainer.checkpoint_callbacks:
+            if callback.state_dict().get("postponed"):  # the run was killed before the end of training wrote it
+                callback.on_train_start(trainer, trainer.lightning_module)
+                callback.on_train_end(trainer, trainer.lightning_module)
 
     def _restore(self) -> None:
         trainer = self._loop.trainer

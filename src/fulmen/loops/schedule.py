@@ -113,6 +113,10 @@ class SchedulerSteps:
         self._module = module
         self._progress = progress
         self._metrics = metrics
+        self.follow(configs)
+
+    def follow(self, configs: list[LRSchedulerConfig]) -> None:
+        """Step these schedulers from now on."""
         self._per_step = [c for c in configs if c.interval == "step" and not c.reduce_on_plateau]
         self._per_epoch = [c for c in configs if c.interval == "epoch" and not c.reduce_on_plateau]
         self._plateau_step = [c for c in configs if c.interval == "step" and c.reduce_on_plateau]

@@ -45,5 +45,7 @@ def choose_transfer(trainer: Trainer) -> Callable[[Any, int], Any] | None:
         return None
     convert, move = precision.convert_input, strategy.batch_to_device
     if precision.is_plain:
-        return lambda batch, dataloader_idx: move(batch, device, dataloader_idx)
-    return lambda batch, dataloader_idx: move(convert(batch), device, dataloader_idx)
+        transfer = lambda batch, dataloader_idx: move(batch, device, dataloader_idx)  # noqa: E731
+    else:
+        transfer = lambda batch, dataloader_idx: move(convert(batch), device, dataloader_idx)  # noqa: E731
+    return trainer.profiled(f"[Strategy]{type(strategy).__name__}.batch_to_device", transfer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,8 @@ from fulmen.utilities.exceptions import MisconfigurationException
 from fulmen.utilities.rank_zero import WarningCache
 
 if TYPE_CHECKING:
-    from fulmen.loggers.logger import Logger
+    from fulmen.loggers.logger import Logger, XAxis
+    from fulmen.metrics.history import History
     from fulmen.strategies.strategy import Strategy
 
 __all__ = ["MetricBoard", "Scope"]
@@ -46,6 +47,8 @@ class MetricBoard:
         self.active: MetricStore | None = None
         self.module: nn.Module | None = None  # the one that runs: logged metric objects must belong to it
         self.loggers: Sequence[Logger] = []
+        self.history: History | None = None  # the table that people read; None on ranks that keep none
+        self.clock: Callable[[XAxis], int] | None = None  # for loggers that have chosen their x axis
         self.ranks: Strategy | None = None  # what the ranks exchange values with; None with one process
         self._muted = muted
         self._callback: dict[str, Tensor] = {}
@@ -101,6 +104,7 @@ class MetricBoard:
         self._check_unique(store, name, settled.plain_name, hook)
         entry: Entry
         if is_torchmetric(value):
+            self._warn_if_shared(store, name, value)
             entry = LoggedMetric(value, options, settled, self._path(name, value, options))
         else:
             entry = LoggedValue(name, options, settled, store)
@@ -126,6 +130,17 @@ class MetricBoard:
                 raise MisconfigurationException(
                     f"`self.log({name!r}, add_dataloader_idx=False)` was called for dataloaders {dataloader_idx} and"
                     f" {store.dataloader_idx}: one would overwrite the other. Use a different name per dataloader."
+                )
+
+    def _warn_if_shared(self, store: MetricStore, name: str, metric: Any) -> None:
+        for dataloader_idx, entries in store.by_loader.items():
+            if dataloader_idx not in (None, store.dataloader_idx) and any(
+                isinstance(entry, LoggedMetric) and entry.metric is metric for entry in entries.values()
+            ):
+                _warnings.warn(
+                    f"`self.log({name!r}, ...)` got the same {type(metric).__name__} for dataloaders {dataloader_idx}"
+                    f" and {store.dataloader_idx}: it is reset at the end of the epoch, so its values mix the samples"
+                    " of both. Make one metric for each dataloader, e.g. in a `torch.nn.ModuleList`."
                 )
 
     def _refuse(self, name: str) -> None:
@@ -285,42 +300,79 @@ class MetricBoard:
             if module is not None:
                 load_metric_states(module, states)
 
-    # ---- publishing to loggers
+    # ---- publishing to loggers and to the history
+    def step_rows(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the per-step values of the running loop: those for the loggers, and the others."""
+        entries = [] if self.active is None else list(self.active.step_entries())
+        sent = {each.settled.step_name: each.step_tensor() for each in entries if each.settled.logger}
+        return sent, {each.settled.step_name: each.step_tensor() for each in entries if not each.settled.logger}
+
+    def epoch_rows(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the epoch values of the running loop: those for the loggers, and the others."""
+        entries = [] if self.active is None else [entry for _, entry in self.active.epoch_entries()]
+        sent = {each.settled.epoch_name: each.epoch_tensor() for each in entries if each.settled.logger}
+        return sent, {each.settled.epoch_name: each.epoch_tensor() for each in entries if not each.settled.logger}
+
     def publish_step(self, step: int, epoch: int | None) -> None:
-        """Send the per-step values of the running loop to the loggers as one row."""
-        store = self.active
-        if not self.loggers or store is None:
-            return
-        row = {entry.settled.step_name: entry.step_tensor() for entry in store.step_entries() if entry.settled.logger}
-        self.send(row, step, epoch)
+        """Send the per-step values of the running loop to the loggers and the history as one row."""
+        if self.loggers or self.history is not None:
+            row, unsent = self.step_rows()
+            self.send(row, step, epoch, unsent=unsent)
 
     def publish_epoch(self, step: int, epoch: int) -> None:
-        """Send the epoch values of the running loop to the loggers as one row."""
-        store = self.active
-        if not self.loggers or store is None:
-            return
-        row = {e.settled.epoch_name: e.epoch_tensor() for _, e in store.epoch_entries() if e.settled.logger}
-        self.send(row, step, epoch)
-        for logger in self.loggers:  # not after each step's row: writers flush by themselves
-            logger.save()
+        """Send the epoch values of the running loop to the loggers and the history as one row."""
+        if self.loggers or self.history is not None:
+            row, unsent = self.epoch_rows()
+            self.send(row, step, epoch, unsent=unsent, per_step=False)
+            for logger in self.loggers:  # not after each step's row: writers flush by themselves
+                logger.save()
 
-    def send(self, metrics: dict[str, Any], step: int, epoch: int | None) -> None:
-        """Write one row to every logger.
+    def send(
+        self,
+        metrics: dict[str, Any],
+        step: int,
+        epoch: int | None,
+        *,
+        unsent: dict[str, Any] | None = None,
+        per_step: bool = True,
+    ) -> None:
+        """Write one row to every logger and to the history.
 
         Args:
             metrics: Names and values; a value named `step` replaces the row's step.
             step: The row's place on the x axis.
             epoch: Added as a column unless `None`.
+            unsent: Names and values for the history only.
+            per_step: Whether it is a row within an epoch.
         """
+        row = metrics
+        if self.loggers:
+            row = {name: _as_number(value) for name, value in metrics.items()}  # sync: a logger reads
+        has_step = _STEP_KEY in row
+        if has_step:
+            row = dict(row)
+            step = int(row.pop(_STEP_KEY))
+        if self.history is not None:
+            self.history.add({**row, **(unsent or {})}, step, epoch, per_step=per_step)
         if not self.loggers or not metrics:
             return
-        row = {name: _as_number(value) for name, value in metrics.items()}  # sync: a logger reads
-        if _STEP_KEY in row:
-            step = int(row.pop(_STEP_KEY))
-        elif epoch is not None:
+        if epoch is not None and not has_step:
             row.setdefault("epoch", epoch)
         for logger in self.loggers:
-            logger.log_metrics(metrics=row, step=step)
+            logger.log_metrics(metrics=row, step=step if has_step else self.step_of(logger, step, epoch))
+
+    def step_of(self, logger: Logger, step: int, epoch: int | None = None) -> int:
+        """Return where a row stands on the x axis of a logger.
+
+        Args:
+            logger: The logger.
+            step: The place by Lightning's numbers.
+            epoch: The epoch of the row; `None` for the current one.
+        """
+        axis = logger.x_axis
+        if axis is None or self.clock is None:
+            return step
+        return self.clock(axis) if epoch is None or axis != "epoch" else epoch
 
     # ---- results of validate and test
     def evaluation_results(self, num_dataloaders: int) -> list[dict[str, float]]:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from fulmen.profilers.profiler import Profiler as Profiler
     from fulmen.profilers.pytorch import PyTorchProfiler as PyTorchProfiler
     from fulmen.profilers.simple import SimpleProfiler as SimpleProfiler
+    from fulmen.profilers.step import StepProfiler as StepProfiler
+    from fulmen.profilers.xla import XLAProfiler as XLAProfiler
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -21,5 +23,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "Profiler": "fulmen.profilers.profiler",
         "PyTorchProfiler": "fulmen.profilers.pytorch",
         "SimpleProfiler": "fulmen.profilers.simple",
+        "StepProfiler": "fulmen.profilers.step",
+        "XLAProfiler": "fulmen.profilers.xla",
     },
 )

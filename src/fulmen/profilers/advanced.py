@@ -8,6 +8,7 @@ import os
 import pstats
 
 from fulmen.profilers.profiler import Profiler
+from fulmen.utilities.options import check_number
 
 __all__ = ["AdvancedProfiler"]
 
@@ -38,6 +39,8 @@ class AdvancedProfiler(Profiler):
         dump_stats: bool = False,
     ) -> None:
         super().__init__(dirpath, filename)
+        why = "a number of lines (an int), or a fraction of them (a float)."
+        check_number("AdvancedProfiler", "line_count_restriction", line_count_restriction, why, above=0)
         self.line_count_restriction = line_count_restriction
         self.dump_stats = dump_stats
         self._active: list[str] = []

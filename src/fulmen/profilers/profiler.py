@@ -37,6 +37,12 @@ class Profiler(ABC):
     """
 
     def __init__(self, dirpath: str | os.PathLike[str] | None = None, filename: str | None = None) -> None:
+        for name, value in (("dirpath", dirpath), ("filename", filename)):
+            if value is not None and not isinstance(value, (str, os.PathLike)):
+                raise TypeError(
+                    f"`{type(self).__name__}({name}={value!r})` must be a text: the report is written there. Leave it"
+                    f" out for {'the log folder' if name == 'dirpath' else 'the log'}."
+                )
         self.dirpath = dirpath
         self.filename = filename
         self._stage: str | None = None

@@ -27,14 +27,16 @@ from fulmen.profilers.profiler import Profiler
 from fulmen.profilers.schedule import ScheduleWrapper as ScheduleWrapper
 from fulmen.profilers.schedule import kind_of
 from fulmen.utilities.exceptions import MisconfigurationException
+from fulmen.utilities.options import check_number
 from fulmen.utilities.rank_zero import rank_zero_warn
 
 __all__ = ["PyTorchProfiler", "RegisterRecordFunction", "ScheduleWrapper"]
 
 _ON = (ProfilerAction.RECORD, ProfilerAction.RECORD_AND_SAVE)
-_OWN_KWARGS = {"export_to_flame_graph", "metric"}
+_OWN_KWARGS = {"export_to_flame_graph", "metric", "memory_snapshot"}
 _Schedule: TypeAlias = Callable[[int], ProfilerAction]
 _WAIT, _WARMUP, _ACTIVE = 1, 1, 3
+_MOST_ALLOCATIONS = 100_000  # the latest; some 100 MB of host memory
 
 
 class RegisterRecordFunction:
@@ -117,7 +119,9 @@ class PyTorchProfiler(Profiler):
         table_kwargs: Further arguments of the table, e.g. `{"max_name_column_width": 100}`.
         profiler_kwargs: Arguments of `torch.profiler.profile`, e.g. `schedule`, `activities`, `profile_memory`;
             `schedule=None` records everything. With `emit_nvtx`, arguments of `torch.autograd.profiler.emit_nvtx`.
-            Also `export_to_flame_graph=True`, with `metric="self_cpu_time_total"`, to write `.stack` files.
+            Also `export_to_flame_graph=True`, with `metric="self_cpu_time_total"`, to write `.stack` files; and
+            `memory_snapshot=True` to write, for each window, every allocation of GPU memory with the lines of code that
+            made it, as a `.memory.pickle` file for https://pytorch.org/memory_viz.
 
     Raises:
         MisconfigurationException: An unknown `sort_by_key`, or a `schedule` that is not a callable from step number to
@@ -158,12 +162,16 @@ class PyTorchProfiler(Profiler):
         super().__init__(dirpath, filename)
         _check_kwargs(profiler_kwargs, emit_nvtx)
         _check_sort_key(sort_by_key, self.AVAILABLE_SORT_KEYS)
+        check_number(
+            "PyTorchProfiler", "row_limit", row_limit, "the rows of the table; -1 is all.", least=-1, whole=True
+        )
         kwargs = dict(profiler_kwargs)
         self._group_by_input_shapes = group_by_input_shapes
         self._emit_nvtx = emit_nvtx
         self._export_to_chrome = export_to_chrome
         self._export_to_flame_graph = kwargs.pop("export_to_flame_graph", False)
         self._flame_graph_metric = kwargs.pop("metric", "self_cpu_time_total")
+        self._memory_snapshot = kwargs.pop("memory_snapshot", False)
         self._sort_by_key = sort_by_key
         self._record_module_names = record_module_names
         self._table_kwargs = {"row_limit": row_limit, **(table_kwargs or {})}
@@ -294,6 +302,8 @@ class PyTorchProfiler(Profiler):
             on_trace_ready=partial(self._keep_window, "all steps" if records_everything else kind),
             **self._kwargs,
         )
+        if self._memory_snapshot:
+            _record_memory(True)
         self.profiler.start()
 
     def _enter_contexts(self) -> None:
@@ -315,6 +325,8 @@ class PyTorchProfiler(Profiler):
         if self.profiler is not None:
             self.profiler.stop()
             self.profiler = None
+            if self._memory_snapshot:
+                _record_memory(False)
         self._run.kind = None
 
     def _end_recordings(self) -> None:
@@ -330,7 +342,7 @@ class PyTorchProfiler(Profiler):
         if self._on_trace_ready is not None:
             self._on_trace_ready(profiler)
             return
-        if not self._export_to_chrome and not self._export_to_flame_graph:
+        if not (self._export_to_chrome or self._export_to_flame_graph or self._memory_snapshot):
             return
         if self.dirpath is None:
             rank_zero_warn(
@@ -341,6 +353,9 @@ class PyTorchProfiler(Profiler):
         path = os.path.join(self._folder(), f"{self._file_name(self._run.step_action)}.{time.time_ns()}")
         if self._export_to_chrome:
             profiler.export_chrome_trace(f"{path}.pt.trace.json")
+        if self._memory_snapshot:
+            memory: Any = torch.cuda.memory
+            memory._dump_snapshot(f"{path}.memory.pickle")
         if self._export_to_flame_graph:
             profiler.export_stacks(f"{path}.stack", metric=self._flame_graph_metric)
 
@@ -353,6 +368,23 @@ def _entered(label: str) -> record_function:
 
 def _default_schedule() -> _Schedule:
     return torch.profiler.schedule(wait=_WAIT, warmup=_WARMUP, active=_ACTIVE, repeat=1)
+
+
+def _record_memory(is_on: bool) -> None:
+    """Begin or end to record allocations of GPU memory.
+
+    Args:
+        is_on: Whether to record from now on.
+
+    Raises:
+        MisconfigurationException: There is no GPU.
+    """
+    if not torch.cuda.is_available():
+        raise MisconfigurationException(
+            "`PyTorchProfiler(memory_snapshot=True)` records the memory of NVIDIA GPUs, and this process sees none."
+            " For the CPU use `profile_memory=True`, which lists memory in the table."
+        )
+    torch.cuda.memory._record_memory_history("all" if is_on else None, max_entries=_MOST_ALLOCATIONS)
 
 
 @contextmanager

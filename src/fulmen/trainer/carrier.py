@@ -8,7 +8,6 @@ from torch import Tensor
 
 from fulmen.callbacks.model_checkpoint import ModelCheckpoint
 from fulmen.core.states import TrainerFn
-from fulmen.loggers.versioned import VersionedLogger
 from fulmen.trainer.run import configure_model
 from fulmen.utilities.seed import collect_rng_states, set_rng_states
 
@@ -52,6 +51,8 @@ class TrainerCarrier:
             "callback_metrics": _on_cpu(trainer.callback_metrics),
             "logged_metrics": _on_cpu(trainer.logged_metrics),
             "progress_bar_metrics": dict(trainer.progress_bar_metrics),
+            "history": trainer.history.state_dict(),
+            "notes": trainer.notes.runs,
             "status": trainer.state.status,
             "should_stop": trainer.should_stop,
             "max_epochs": trainer.fit_loop.max_epochs,
@@ -61,7 +62,7 @@ class TrainerCarrier:
 
     def unpack(self, payload: dict[str, Any]) -> None:
         """Give the Trainer of this process the state that `pack` returned."""
-        trainer, strategy = self._trainer, self._trainer.strategy
+        trainer = self._trainer
         trainer.attach(self._module)
         configure_model(trainer)
         self._module.load_state_dict(payload["state_dict"])
@@ -77,20 +78,28 @@ class TrainerCarrier:
                 callback.dirpath = state["dirpath"]
             callback.load_state_dict(state)
         for logger, version in zip(trainer.loggers, payload["versions"], strict=True):
-            if isinstance(logger, VersionedLogger):
-                logger.take_version(version)
+            logger.take_version(version)
         if trainer.state.fn == TrainerFn.FITTING:
             trainer.fit_loop.ran_in_workers(payload["num_batches"])
-            strategy.setup_optimizers(trainer)
-            for optimizer, state in zip(trainer.optimizers, payload["optimizers"], strict=True):
-                optimizer.load_state_dict(state)
-            for config, state in zip(trainer.lr_scheduler_configs, payload["schedulers"], strict=True):
-                config.scheduler.load_state_dict(state)
+            self._unpack_optimizers(payload)
         trainer.metrics.show(payload["callback_metrics"], payload["logged_metrics"], payload["progress_bar_metrics"])
+        trainer.history.load_state_dict(payload["history"])
+        trainer.notes.runs = payload["notes"]
         trainer.state.status, trainer.state.stage = payload["status"], None
         trainer.should_stop = payload["should_stop"]
         trainer.note_ckpt_path(payload["ckpt_path"])
         set_rng_states(payload["rng"])
+
+    def _unpack_optimizers(self, payload: dict[str, Any]) -> None:
+        trainer = self._trainer
+        trainer.strategy.setup_optimizers(trainer)
+        for callback in trainer.callbacks:
+            if restore := getattr(callback, "restore_optimizers", None):  # it has changed them in the workers
+                restore(trainer, self._module)
+        for optimizer, state in zip(trainer.optimizers, payload["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        for config, state in zip(trainer.lr_scheduler_configs, payload["schedulers"], strict=True):
+            config.scheduler.load_state_dict(state)
 
 
 def _on_cpu(metrics: dict[str, Tensor]) -> dict[str, Tensor]:

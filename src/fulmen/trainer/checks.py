@@ -36,7 +36,7 @@ def check_module(model: Any, fn: str) -> None:
         RuntimeError: Its `__init__` does not call that of `LightningModule`.
     """
     if isinstance(model, LightningModule):
-        if "_modules" not in vars(model) or "_trainer" not in vars(model):
+        if "_modules" not in vars(model) or "_fabric" not in vars(model):  # some packages remove `_trainer`
             raise RuntimeError(
                 f"`{type(model).__name__}.__init__` did not call `super().__init__()`, so the module is not set up."
                 " Call it first thing in `__init__`."

@@ -168,13 +168,22 @@ def _synced(trainer: Trainer) -> Hook:
 
 
 def _background_errors(trainer: Trainer) -> list[tuple[str, Hook]]:
-    """What raises, after a batch, the error of a checkpoint that is written meanwhile; nothing if none is."""
+    """What raises, after a batch, the error of a checkpoint that is written meanwhile; nothing if none is.
+
+    After the first step it also says what checkpoints are going to hold.
+    """
     checkpoint_io = trainer.strategy.checkpoint_io
     if not is_overridden("raise_pending", checkpoint_io, CheckpointIO):
         return []
+    expects = trainer.is_global_zero and bool(trainer.checkpoint_callbacks)
 
     def raise_pending(*_: Any) -> None:
+        nonlocal expects
         checkpoint_io.raise_pending()
+        if expects and trainer.global_step:
+            expects = False
+            states = [getattr(optimizer, "state", {}) for optimizer in trainer.optimizers]
+            checkpoint_io.expect([*trainer.lightning_module.parameters(), *trainer.lightning_module.buffers(), *states])
 
     return [(f"[CheckpointIO]{type(checkpoint_io).__name__}", raise_pending)]
 

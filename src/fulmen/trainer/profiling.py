@@ -30,7 +30,25 @@ def _pytorch() -> Profiler:
     return PyTorchProfiler()
 
 
-_BY_NAME: dict[str, Callable[[], Profiler]] = {"simple": _simple, "advanced": _advanced, "pytorch": _pytorch}
+def _step() -> Profiler:
+    from fulmen.profilers.step import StepProfiler
+
+    return StepProfiler()
+
+
+def _xla() -> Profiler:
+    from fulmen.profilers.xla import XLAProfiler
+
+    return XLAProfiler()
+
+
+_BY_NAME: dict[str, Callable[[], Profiler]] = {
+    "simple": _simple,
+    "advanced": _advanced,
+    "pytorch": _pytorch,
+    "step": _step,
+    "xla": _xla,
+}
 
 
 def choose_profiler(profiler: Any) -> Profiler:
@@ -38,6 +56,7 @@ def choose_profiler(profiler: Any) -> Profiler:
 
     Raises:
         MisconfigurationException: The name is not known, or the object is no profiler.
+        ModuleNotFoundError: The profiler needs a package that is not installed.
     """
     if profiler is None:
         return PassThroughProfiler()
@@ -45,10 +64,6 @@ def choose_profiler(profiler: Any) -> Profiler:
         return profiler
     if isinstance(profiler, str) and profiler.lower() in _BY_NAME:
         return _BY_NAME[profiler.lower()]()
-    if isinstance(profiler, str) and profiler.lower() == "xla":
-        raise MisconfigurationException(
-            "`Trainer(profiler='xla')` is not available: this version does not run on TPUs. Use 'pytorch' instead."
-        )
     raise MisconfigurationException(
         f"`Trainer(profiler={profiler!r})` is not known. Use one of {sorted(_BY_NAME)}, or a `Profiler`."
     )

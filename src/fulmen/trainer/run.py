@@ -131,6 +131,7 @@ def set_up(
     _prepare_data(trainer)
     for logger in trainer.loggers:
         _ = getattr(logger, "experiment", None)  # made now, so that run directories exist
+    trainer.notes.begin(trainer)
     strategy.barrier("before_setup")
     trainer.state.is_set_up = True
     events.setup(trainer.state.fn)  # the enum, which equals its text
@@ -233,7 +234,8 @@ def _restore_record(trainer: Trainer, checkpoint: dict[str, Any] | None, ckpt_pa
         return
     own = (checkpoint or {}).get(OWN_KEY, {})
     trainer.run_record.begin(own)
-    restore_log(trainer, own)
+    if checkpoint is not None:
+        restore_log(trainer, own)
     if checkpoint is None and is_asked_for(trainer, ckpt_path):  # an attempt that got nowhere
         for logger in trainer.loggers:
             logger.begin_anew()
@@ -312,6 +314,7 @@ def finish(trainer: Trainer) -> None:
     trainer.signals.restore()
     trainer.state.status = TrainerStatus.FINISHED
     trainer.state.stage = None
+    trainer.notes.end(trainer)
 
 
 def abort(trainer: Trainer, error: BaseException) -> None:
@@ -332,7 +335,7 @@ def abort(trainer: Trainer, error: BaseException) -> None:
         steps += _release_steps(trainer)
         steps += _teardown_steps(trainer)
         trainer.state.is_set_up = False
-    steps.append(trainer.profiler.describe)
+    steps += [trainer.profiler.describe, partial(trainer.notes.end, trainer, error)]
     try:
         for step in steps:
             _try(step, error)

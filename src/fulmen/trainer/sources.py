@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fulmen.core.datamodule import LightningDataModule
@@ -60,6 +61,15 @@ class Sources:
             )
         self._given = given
         self.datamodule = datamodule
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The loaders of the call, by the words `train`, `val`, `test`, `predict`."""
+        return self._given
+
+    def replace_given(self, change: Callable[[Any], Any]) -> None:
+        """Use what a function makes of the loaders of the call instead of them."""
+        self._given = {word: change(loader) for word, loader in self._given.items()}
 
     def is_defined(self, word: str) -> bool:
         """Tell whether there is a loader for `train`, `val`, `test` or `predict`."""

@@ -24,6 +24,7 @@ from fulmen.engine.loaders import parse_limit
 from fulmen.engine.resolve import resolve_strategy
 from fulmen.engine.torch_flags import set_torch_flags
 from fulmen.loggers.logger import DummyLogger, Logger
+from fulmen.loops.clock import read_clock
 from fulmen.loops.evaluate import EvaluationLoop
 from fulmen.loops.fit import FitLoop
 from fulmen.loops.micro_batches import MicroBatchedOptimization
@@ -31,6 +32,7 @@ from fulmen.loops.optimization import AutomaticOptimization, ManualOptimization
 from fulmen.loops.predict import PredictionLoop
 from fulmen.loops.transfer import TransferHooks, transfer_hooks
 from fulmen.metrics.deferred import DeferringBoard
+from fulmen.metrics.history import History
 from fulmen.metrics.publish import MetricBoard, Scope
 from fulmen.metrics.store import MetricStore
 from fulmen.profilers.base import PassThroughProfiler
@@ -44,6 +46,7 @@ from fulmen.trainer.event_table import EventTable, nothing, owner_label
 from fulmen.trainer.interruption import launch, obey_signal, renew_interrupted
 from fulmen.trainer.profiling import choose_profiler
 from fulmen.trainer.run import run
+from fulmen.trainer.run_notes import RunNotes
 from fulmen.trainer.signals import Signals
 from fulmen.trainer.sources import Sources
 from fulmen.trainer.states import RunningStage, TrainerFn, TrainerState
@@ -55,7 +58,13 @@ from fulmen.utilities.model_helpers import is_overridden
 
 if TYPE_CHECKING:
     from fulmen.accelerators.accelerator import Accelerator
+    from fulmen.plugins.environments.cluster_environment import ClusterEnvironment
+    from fulmen.plugins.io.checkpoint_io import CheckpointIO
+    from fulmen.plugins.layer_sync import LayerSync
+    from fulmen.plugins.precision.precision import Precision
     from fulmen.utilities.types import EVAL_DATALOADERS, TRAIN_DATALOADERS, LRSchedulerConfig
+
+    _Plugin = Precision | ClusterEnvironment | CheckpointIO | LayerSync
 
 __all__ = ["Trainer"]
 
@@ -102,7 +111,7 @@ class Trainer(TrainerView):
         benchmark: `torch.backends.cudnn.benchmark`.
         inference_mode: Use `torch.inference_mode` (else `no_grad`) in validate, test and predict.
         use_distributed_sampler: Shard the data of several processes.
-        profiler: `"simple"`, `"advanced"`, `"pytorch"`, or a `Profiler`.
+        profiler: `"simple"`, `"advanced"`, `"pytorch"`, `"step"`, `"xla"`, or a `Profiler`.
         detect_anomaly: Find the operation that made a NaN in the gradients; slow.
         barebones: Switch everything off that costs time, to measure the loop.
         plugins: A precision, checkpoint IO, cluster environment or layer sync, or several.
@@ -162,7 +171,7 @@ class Trainer(TrainerView):
         profiler: Profiler | str | None = None,
         detect_anomaly: bool = False,
         barebones: bool = False,
-        plugins: Any | list[Any] | None = None,
+        plugins: _Plugin | list[_Plugin] | None = None,
         sync_batchnorm: bool = False,
         reload_dataloaders_every_n_epochs: int = 0,
         default_root_dir: _PATH | None = None,
@@ -244,8 +253,11 @@ class Trainer(TrainerView):
 
         # ---- state
         self.state = TrainerState()
+        self.history = History(self.state)
+        self.notes = RunNotes()
         self.should_stop = False
         self.fit_loop = FitLoop(self, limits)
+        self.metrics.clock = partial(read_clock, self.fit_loop)
         self.validate_loop = EvaluationLoop(self, "validate")
         self.test_loop = EvaluationLoop(self, "test")
         self.predict_loop = PredictionLoop(self)
@@ -442,6 +454,7 @@ class Trainer(TrainerView):
         self.metrics.clear()
         self.metrics.module = self.lightning_module
         self.metrics.ranks = self._strategy if self.world_size > 1 else None
+        self.metrics.history = self.history if self.is_global_zero else None
         for store in self._metric_stores():
             store.clear()
 
@@ -525,6 +538,11 @@ class Trainer(TrainerView):
     def wants_batch_indices(self) -> bool:
         """Whether somebody wants to know which samples a prediction batch is made of."""
         return any(getattr(callback, "wants_batch_indices", False) for callback in self.callbacks)
+
+    @property
+    def wants_predictions(self) -> bool:
+        """Whether somebody wants all predictions at the end, also if `predict` does not return them."""
+        return any(getattr(callback, "wants_predictions", False) for callback in self.callbacks)
 
     @property
     def has_timer(self) -> bool:
@@ -659,6 +677,21 @@ class Trainer(TrainerView):
         """Print on the first process of each machine."""
         if self.local_rank == 0:
             print(*args, **kwargs)  # noqa: T201 - that is its purpose
+
+    def report(self, path: _PATH | None = None) -> Path | None:
+        """Write one HTML page on the runs so far: curves, hyperparameters, environment, checkpoints, how they ended.
+
+        It is made from the folder of the first file logger that keeps metrics, else from `trainer.history`.
+
+        Args:
+            path: The file; `report.html` in `log_dir` by default.
+
+        Returns:
+            The path of the file, on the first process; None on others.
+        """
+        from fulmen.trainer.live_report import report_on
+
+        return report_on(self, path) if self.is_global_zero else None
 
     def print_events(self) -> None:
         """Print who acts at each event of a run, in calling order; call it in a hook or after a run."""

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import nn
 
-__all__ = ["from_compiled", "is_compiled", "to_uncompiled"]
+__all__ = ["from_compiled", "holds_compiled", "is_compiled", "to_uncompiled"]
 
 _COMPILED_METHODS = ("forward", "training_step", "validation_step", "test_step", "predict_step")
 _EAGER_METHODS = ("log", "log_dict")  # the compiler would trace the bookkeeping, once per metric, and warn about it
@@ -94,6 +94,13 @@ def is_compiled(model: object) -> bool:
     """Tell whether a module is what `torch.compile` returned, without importing the compiler."""
     dynamo = sys.modules.get("torch._dynamo")  # not loaded: nothing is compiled
     return dynamo is not None and isinstance(model, dynamo.OptimizedModule)
+
+
+def holds_compiled(module: nn.Module) -> bool:
+    """Tell whether a module, any of its layers or its steps are compiled, by `torch.compile` or `module.compile()`."""
+    if getattr(module, "_compiler_ctx", None) is not None:
+        return True
+    return any(is_compiled(each) or each._compiled_call_impl is not None for each in module.modules())
 
 
 def _inner(model: Any) -> Any:

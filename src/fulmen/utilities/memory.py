@@ -11,6 +11,7 @@ from torch import Tensor
 from fulmen.utilities.tree import apply_to_collection
 
 __all__ = [
+    "copy_to_host",
     "garbage_collection_cuda",
     "is_cuda_out_of_memory",
     "is_cudnn_snafu",
@@ -18,6 +19,15 @@ __all__ = [
     "is_out_of_cpu_memory",
     "recursive_detach",
 ]
+
+
+def copy_to_host(tensor: Tensor) -> Tensor:
+    """Return a copy in host memory that shares nothing with the tensor.
+
+    Args:
+        tensor: A tensor on any device.
+    """
+    return tensor.detach().to("cpu", copy=True)
 
 
 def recursive_detach(in_dict: Any, to_cpu: bool = False) -> Any:

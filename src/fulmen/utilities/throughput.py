@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from fulmen.utilities.options import check_number
+
 __all__ = ["Throughput", "measure_flops"]
 
 
@@ -79,11 +81,16 @@ class Throughput:
         window_size: int = 100,
         separator: str = "/",
     ) -> None:
-        if world_size < 1:
-            raise ValueError(f"`Throughput(world_size={world_size})`: there is at least one device. Pass 1 or more.")
-        if window_size < 2:
-            raise ValueError(
-                f"`Throughput(window_size={window_size})`: a rate needs two points in time. Pass 2 or more."
+        why = "the number of devices. Pass 1 or more."
+        check_number("Throughput", "world_size", world_size, why, least=1, whole=True)
+        why = "the number of updates in a window. A rate needs two points in time. Pass 2 or more."
+        check_number("Throughput", "window_size", window_size, why, least=2, whole=True)
+        why = "the peak of the chip in operations a second."
+        check_number("Throughput", "available_flops", available_flops, why, above=0, optional=True)
+        if not isinstance(separator, str):
+            raise TypeError(
+                f"`Throughput(separator={separator!r})` must be a text: it stands between `device` and the name of a"
+                " rate, e.g. '/'."
             )
         self.available_flops = available_flops
         self.separator = separator

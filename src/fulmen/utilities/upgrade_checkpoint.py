@@ -7,6 +7,7 @@ import itertools
 import pickle
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,21 @@ from fulmen.utilities.migration import VERSION_KEY, migrate_checkpoint, pl_legac
 __all__ = ["main"]
 
 
-def main() -> None:
-    """Upgrade the checkpoints that `sys.argv` names, and keep each old file beside the new one as `<name>.bak`.
+def main(arguments: Sequence[str] | None = None, *, name: str | None = None) -> None:
+    """Upgrade the checkpoints that a command line names, and keep each old file beside the new one as `<name>.bak`.
 
     Files that are up to date stay as they are.
+
+    Args:
+        arguments: The command line without the name of the program; that of the process by default.
+        name: How the program is called, for its help.
 
     Raises:
         SystemExit: The arguments are wrong, there is no such file, or one holds more than tensors and plain data.
     """
     parser = argparse.ArgumentParser(
-        description="Bring checkpoints of earlier versions into today's layout, and keep the old files as `.bak`."
+        prog=name,
+        description="Bring checkpoints of earlier versions into today's layout, and keep the old files as `.bak`.",
     )
     parser.add_argument("path", type=Path, help="a checkpoint, or a folder of which all checkpoints are upgraded")
     parser.add_argument("--extension", "-e", default=".ckpt", help="how checkpoints in the folder end (.ckpt)")
@@ -38,18 +44,18 @@ def main() -> None:
         help="also read files that hold more than tensors and plain data: that runs code in them, so only for those"
         " whose source you trust",
     )
-    arguments = parser.parse_args()
-    path: Path = arguments.path
+    options = parser.parse_args(arguments)
+    path: Path = options.path
     if not path.exists():
         parser.error(f"there is no file or folder {str(path)!r}")
-    files = sorted(path.rglob(f"*{arguments.extension}")) if path.is_dir() else [path]
+    files = sorted(path.rglob(f"*{options.extension}")) if path.is_dir() else [path]
     if not files:
-        parser.error(f"no file in {str(path)!r} ends with {arguments.extension!r}; name the ending by --extension")
-    map_location = "cpu" if arguments.map_to_cpu else None
+        parser.error(f"no file in {str(path)!r} ends with {options.extension!r}; name the ending by --extension")
+    map_location = "cpu" if options.map_to_cpu else None
     refused = []
     for file in files:
         try:
-            sys.stdout.write(f"{file}: {_upgrade(file, map_location, weights_only=not arguments.no_weights_only)}\n")
+            sys.stdout.write(f"{file}: {_upgrade(file, map_location, weights_only=not options.no_weights_only)}\n")
         except pickle.UnpicklingError as error:  # noqa: PERF203 - the others shall be upgraded all the same
             refused.append(file)
             sys.stderr.write(f"{error}\n")

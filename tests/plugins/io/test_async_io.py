@@ -18,10 +18,11 @@ import torch
 from torch import nn
 
 from fulmen import Callback, Trainer
+from fulmen.callbacks import ModelCheckpoint
 from fulmen.core.events import EVENTS
 from fulmen.demos import BoringModel
 from fulmen.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
-from fulmen.plugins.io._snapshot import HostCopies, _write_original_devices
+from fulmen.plugins.io._snapshot import HostCopies, _find_storages, _write_original_devices
 from tests.support import quiet
 
 Pair = namedtuple("Pair", "a b")
@@ -517,3 +518,111 @@ def test_all_arguments_reach_the_other_io(tmp_path):
 
     assert inner.calls == [("save", {"a": 1}, {"zone": 2}, "x"), ("load", "cpu", {"part": 3}), ("remove", False)]
     assert not file.exists()
+
+
+# ---- memory that is ready before the first save
+
+
+def wait_until_ready(io: AsyncCheckpointIO) -> None:
+    thread = io._copies._preparation
+    if thread is not None:
+        thread.join(10)
+
+
+def test_memory_of_the_expected_size_is_ready_before_the_first_save_and_used_by_it(tmp_path):
+    io = AsyncCheckpointIO()
+    checkpoint = make_checkpoint()
+    io.expect(checkpoint)
+    wait_until_ready(io)
+    region = io._copies._region
+    io.expect(checkpoint)  # once is enough
+
+    io.save_checkpoint(checkpoint, tmp_path / "async")
+    io.wait()
+
+    assert io._copies._region is region
+    assert torch.frombuffer(region, dtype=torch.uint8).count_nonzero() > 0
+    TorchCheckpointIO().save_checkpoint(checkpoint, tmp_path / "sync")
+    assert (tmp_path / "async").read_bytes() == (tmp_path / "sync").read_bytes()
+    io.teardown()
+    assert io._copies._region is None
+
+
+@pytest.mark.parametrize("expected", [70_000, 5_000_000], ids=["less than there is", "more than there is"])
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_checkpoint_of_another_size_than_expected_is_whole(expected, waits, tmp_path):
+    io = AsyncCheckpointIO()
+    io.expect([torch.ones(expected)])
+    if waits:
+        wait_until_ready(io)
+    for number in range(2):
+        weights = [torch.rand(300_000), torch.rand(200_000)]
+        io.save_checkpoint({"weights": weights}, tmp_path / "a")
+        kept = [each.clone() for each in weights]
+        weights[0].zero_()
+
+        loaded = io.load_checkpoint(tmp_path / "a")["weights"]
+        assert all(map(torch.equal, loaded, kept)), number
+    io.teardown()
+
+
+def test_expecting_nothing_and_a_run_without_a_save_leave_no_memory_and_no_thread():
+    io = AsyncCheckpointIO()
+    for expected in ([], [torch.ones(3)], [torch.ones(5_000_000)]):
+        io.expect(expected)
+        io.teardown()
+
+        assert io._copies._region is None
+        assert not [thread for thread in threading.enumerate() if thread.name == "checkpoint-memory"]
+
+
+def test_too_little_memory_for_what_is_expected_is_an_error_only_of_the_save(monkeypatch, tmp_path):
+    def no_memory(*_: Any, **__: Any) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    io = AsyncCheckpointIO()
+    with monkeypatch.context() as patch:
+        patch.setattr(mmap, "mmap", no_memory)
+        io.expect(large(1))
+        wait_until_ready(io)
+        with pytest.raises(MemoryError):
+            io.save_checkpoint(large(1), tmp_path / "a")
+    io.save_checkpoint(large(1), tmp_path / "a")
+
+    assert io.load_checkpoint(tmp_path / "a")["step"] == 1
+    io.teardown()
+
+
+class Expecting(AsyncCheckpointIO):
+    """Notes what it is told to expect, and when."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expected: list[tuple[int, int]] = []
+        self.trainer: Any = None
+
+    def expect(self, checkpoint):
+        state: dict[int, Any] = {}
+        _find_storages(checkpoint, state, set())
+        self.expected.append((self.trainer.global_step, sum(storage.nbytes() for storage in state.values())))
+        super().expect(checkpoint)
+
+
+class AdamModel(BoringModel):
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters())
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_a_trainer_tells_once_what_to_expect_after_the_first_step_if_it_saves_checkpoints(saves, tmp_path):
+    io, model = Expecting(), AdamModel()
+    callbacks = [ModelCheckpoint(tmp_path)] if saves else []
+    settings: dict[str, Any] = {"limit_train_batches": 4, "accumulate_grad_batches": 2, "max_epochs": 2}
+    trainer = io.trainer = Trainer(
+        **quiet(tmp_path, plugins=[io], callbacks=callbacks, enable_checkpointing=saves, **settings)
+    )
+    trainer.fit(model)
+
+    size = sum(each.numel() * 4 for each in model.parameters())
+    steps = 2 * 4  # Adam keeps one for the weight and one for the bias
+    assert io.expected == ([(1, 3 * size + steps)] if saves else [])

@@ -37,6 +37,7 @@ CORE: dict[str, dict[str, str]] = {
             "CHECKPOINT_PAST_HPARAMS_KEYS convert load_hparams_from_tags_csv load_hparams_from_yaml "
             "save_hparams_to_tags_csv save_hparams_to_yaml update_hparams"
         ),
+        "fulmen.utilities.files": "get_filesystem",  # pytorch-tabular has it from here
     },
     "lightning.pytorch.demos": {
         "fulmen.demos.boring_classes": "BoringDataModule BoringModel DemoModel",

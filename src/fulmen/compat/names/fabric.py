@@ -40,12 +40,12 @@ FABRIC: dict[str, dict[str, str]] = {
     },
     "lightning.fabric.fabric": {"fulmen.fabric.fabric": "Fabric"},
     "lightning.fabric.loggers": {
-        "fulmen.compat.fabric_loggers": "CSVLogger TensorBoardLogger",
+        "fulmen.compat._fabric_loggers": "CSVLogger TensorBoardLogger",
         "fulmen.loggers.logger": "Logger",
     },
-    "lightning.fabric.loggers.csv_logs": {"fulmen.compat.fabric_loggers": "CSVLogger"},
+    "lightning.fabric.loggers.csv_logs": {"fulmen.compat._fabric_loggers": "CSVLogger"},
     "lightning.fabric.loggers.logger": {"fulmen.loggers.logger": "Logger rank_zero_experiment"},
-    "lightning.fabric.loggers.tensorboard": {"fulmen.compat.fabric_loggers": "TensorBoardLogger"},
+    "lightning.fabric.loggers.tensorboard": {"fulmen.compat._fabric_loggers": "TensorBoardLogger"},
     "lightning.fabric.plugins": {
         "fulmen.plugins.environments.cluster_environment": "ClusterEnvironment",
         "fulmen.plugins.io.checkpoint_io": "CheckpointIO",
@@ -135,14 +135,14 @@ FABRIC: dict[str, dict[str, str]] = {
     },
     "lightning.fabric.plugins.precision.xla": {"fulmen.plugins.precision.xla": "XLAPrecision"},
     "lightning.fabric.strategies": {
-        "fulmen.compat.fabric_strategies": (
+        "fulmen.compat._fabric_strategies": (
             "DDPStrategy DataParallelStrategy ParallelStrategy SingleDeviceStrategy SingleDeviceXLAStrategy "
             "Strategy XLAStrategy"
         ),
         "fulmen.strategies.registry": "STRATEGY_REGISTRY",
     },
-    "lightning.fabric.strategies.ddp": {"fulmen.compat.fabric_strategies": "DDPStrategy"},
-    "lightning.fabric.strategies.dp": {"fulmen.compat.fabric_strategies": "DataParallelStrategy"},
+    "lightning.fabric.strategies.ddp": {"fulmen.compat._fabric_strategies": "DDPStrategy"},
+    "lightning.fabric.strategies.dp": {"fulmen.compat._fabric_strategies": "DataParallelStrategy"},
     "lightning.fabric.strategies.launchers": {
         "fulmen.compat.launchers": (
             "_MultiProcessingLauncher=MultiProcessingLauncher _SubprocessScriptLauncher=SubprocessScriptLauncher "
@@ -158,12 +158,12 @@ FABRIC: dict[str, dict[str, str]] = {
         "fulmen.compat.launchers": "_SubprocessScriptLauncher=SubprocessScriptLauncher",
     },
     "lightning.fabric.strategies.launchers.xla": {"fulmen.compat.launchers": "_XLALauncher=XLALauncher"},
-    "lightning.fabric.strategies.parallel": {"fulmen.compat.fabric_strategies": "ParallelStrategy"},
+    "lightning.fabric.strategies.parallel": {"fulmen.compat._fabric_strategies": "ParallelStrategy"},
     "lightning.fabric.strategies.registry": {"fulmen.strategies.registry": "_StrategyRegistry=StrategyNames"},
-    "lightning.fabric.strategies.single_device": {"fulmen.compat.fabric_strategies": "SingleDeviceStrategy"},
-    "lightning.fabric.strategies.single_xla": {"fulmen.compat.fabric_strategies": "SingleDeviceXLAStrategy"},
-    "lightning.fabric.strategies.strategy": {"fulmen.compat.fabric_strategies": "Strategy"},
-    "lightning.fabric.strategies.xla": {"fulmen.compat.fabric_strategies": "XLAStrategy"},
+    "lightning.fabric.strategies.single_device": {"fulmen.compat._fabric_strategies": "SingleDeviceStrategy"},
+    "lightning.fabric.strategies.single_xla": {"fulmen.compat._fabric_strategies": "SingleDeviceXLAStrategy"},
+    "lightning.fabric.strategies.strategy": {"fulmen.compat._fabric_strategies": "Strategy"},
+    "lightning.fabric.strategies.xla": {"fulmen.compat._fabric_strategies": "XLAStrategy"},
     "lightning.fabric.utilities": {
         "fulmen.fabric.throughput": "ThroughputMonitor",
         "fulmen.utilities.data": "suggested_max_num_workers",
@@ -182,6 +182,7 @@ FABRIC: dict[str, dict[str, str]] = {
     "lightning.fabric.utilities.cloud_io": {
         "fulmen.utilities.files": "_atomic_save=atomic_save _load=load_file get_filesystem",
     },
+    "lightning.fabric.utilities.consolidate_checkpoint": {"fulmen.checkpoint.consolidate": "consolidate"},
     "lightning.fabric.utilities.data": {
         "fulmen.utilities.data": "has_iterable_dataset has_len sized_len suggested_max_num_workers",
         "fulmen.utilities.parsing": "AttributeDict",

@@ -52,6 +52,9 @@ PLUGINS: dict[str, dict[str, str]] = {
     "lightning.pytorch.plugins.io.async_plugin": {"fulmen.plugins.io.async_io": "AsyncCheckpointIO"},
     "lightning.pytorch.plugins.io.checkpoint_plugin": {"fulmen.plugins.io.checkpoint_io": "CheckpointIO"},
     "lightning.pytorch.plugins.io.torch_plugin": {"fulmen.plugins.io.torch_io": "TorchCheckpointIO"},
+    "lightning.pytorch.plugins.io.wrapper": {
+        "fulmen.compat.wrapping_io": "_WrappingCheckpointIO=WrappingCheckpointIO",
+    },
     "lightning.pytorch.plugins.io.xla_plugin": {"fulmen.plugins.io.xla": "XLACheckpointIO"},
     "lightning.pytorch.plugins.layer_sync": {"fulmen.plugins.layer_sync": "LayerSync TorchSyncBatchNorm"},
     "lightning.pytorch.plugins.precision": {

@@ -24,8 +24,10 @@ UTILITIES: dict[str, dict[str, str]] = {
         "fulmen.utilities.types": "FLOAT16_EPSILON FLOAT32_EPSILON FLOAT64_EPSILON",
         "fulmen.utilities.warnings": "disable_possible_user_warnings",
     },
+    "lightning.pytorch.utilities.argparse": {},
     "lightning.pytorch.utilities.combined_loader": {"fulmen.data.combined_loader": "CombinedLoader"},
     "lightning.pytorch.utilities.compile": {"fulmen.utilities.compile": "from_compiled to_uncompiled"},
+    "lightning.pytorch.utilities.consolidate_checkpoint": {"fulmen.checkpoint.consolidate": "consolidate"},
     "lightning.pytorch.utilities.data": {
         "fulmen.utilities.data": "has_len_all_ranks",
         "fulmen.utilities.tree": "BType extract_batch_size",
@@ -48,9 +50,13 @@ UTILITIES: dict[str, dict[str, str]] = {
         ),
     },
     "lightning.pytorch.utilities.migration": {"fulmen.utilities.migration": "migrate_checkpoint pl_legacy_patch"},
+    "lightning.pytorch.utilities.migration.migration": {},
     "lightning.pytorch.utilities.migration.utils": {"fulmen.utilities.migration": "migrate_checkpoint pl_legacy_patch"},
     "lightning.pytorch.utilities.model_helpers": {
         "fulmen.utilities.model_helpers": "get_torchvision_model is_overridden",
+    },
+    "lightning.pytorch.utilities.model_registry": {
+        "fulmen.utilities.model_registry": "download_model_from_registry find_model_local_ckpt_path",
     },
     "lightning.pytorch.utilities.model_summary": {
         "fulmen.utilities.model_summary.model_summary": (

@@ -1,8 +1,8 @@
 """A copy of a checkpoint in host memory that is kept, and filled again by the next checkpoint.
 
 Copying into memory that is there already is several times faster than into new memory, which the system must find and
-clear page by page. All large tensors share one region, so whatever their shapes, the next ones fit if they are not
-larger as a whole.
+clear page by page; a thread can have that done before the first checkpoint. All large tensors share one region, so
+whatever their shapes, the next ones fit if they are not larger as a whole.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ __all__ = ["HostCopies", "Snapshot"]
 log = logging.getLogger(__name__)
 _SMALL_BYTES = 2**16  # counters, biases: copied one by one, beside the region
 _ALIGNMENT = 64
+_TOUCHED_AT_ONCE = 2**24  # bytes; whoever needs the memory before it is ready waits for no more than that
 _device_of_copy = threading.local()  # `tags`: address of a copy to the name of the device that it was copied from
 
 
@@ -57,7 +58,28 @@ class HostCopies:
 
     def __init__(self) -> None:
         self._region: mmap.mmap | None = None
+        self._is_page_locked = False  # or that was tried in vain
         self._in_use: list[Tensor] = []  # bytes of the large storages of the last snapshot
+        self._preparation: threading.Thread | None = None
+        self._is_needed = threading.Event()
+
+    def prepare(self, checkpoint: Any) -> None:
+        """Make room in a thread, if there is none yet; `take` waits for nothing, and goes on from what is done by then.
+
+        Args:
+            checkpoint: Holds tensors of about the size of those to come. Their values do not matter.
+        """
+        if self._region is not None or self._preparation is not None:
+            return
+        sources = [_bytes_of(storage) for storage in _large(_storages_in(checkpoint)).values()]
+        size = _layout(sources)[1]
+        if size > 0:
+            self._is_needed.clear()
+            arguments = (size, any(source.is_cuda for source in sources))
+            self._preparation = threading.Thread(
+                target=self._make_ready, args=arguments, name="checkpoint-memory", daemon=True
+            )
+            self._preparation.start()
 
     def take(self, checkpoint: Any, *, is_free: bool, wait_until_free: Callable[[], None]) -> Snapshot:
         """Copy a checkpoint.
@@ -68,9 +90,8 @@ class HostCopies:
             wait_until_free: Called if somebody does, unless the new snapshot's large tensors equal those of the
                 earlier one, as when two files are written of one state: then both share them.
         """
-        storages: dict[int, UntypedStorage] = {}
-        _find_storages(checkpoint, storages, set())
-        large = {key: storage for key, storage in storages.items() if storage.nbytes() >= _SMALL_BYTES}
+        storages = _storages_in(checkpoint)
+        large = _large(storages)
         sources = [_bytes_of(storage) for storage in large.values()]
         if is_free or not self._holds(sources):
             if not is_free:
@@ -91,8 +112,10 @@ class HostCopies:
 
     def release(self) -> None:
         """Give the memory back to the system, as soon as nobody uses a snapshot in it."""
+        self._end_preparation()
         self._in_use = []
         self._region = None
+        self._is_page_locked = False
 
     def _holds(self, sources: list[Tensor]) -> bool:
         if [source.numel() for source in sources] != [kept.numel() for kept in self._in_use]:
@@ -100,15 +123,9 @@ class HostCopies:
         return all(map(_is_same, sources, self._in_use))
 
     def _fill(self, sources: list[Tensor]) -> None:
-        starts, size = [], 0
-        for source in sources:
-            starts.append(size)
-            size += -(-source.numel() // _ALIGNMENT) * _ALIGNMENT
-        on_gpu = any(source.is_cuda for source in sources)
+        starts, size = _layout(sources)
         self._in_use = []
-        if size > (0 if self._region is None else len(self._region)):
-            self._region = None  # before the new one is there, so that there are never two
-            self._region = _new_region(size, pinned=on_gpu)
+        self._make_room(size, page_locked=any(source.is_cuda for source in sources))
         for start, source in zip(starts, sources, strict=True):
             kept = torch.frombuffer(self._region, dtype=torch.uint8, offset=start, count=source.numel())
             kept.copy_(source, non_blocking=True)
@@ -116,11 +133,66 @@ class HostCopies:
         for device in {source.device for source in sources if source.is_cuda}:
             torch.cuda.current_stream(device).synchronize()  # sync: the copies must be there before training goes on
 
+    def _make_room(self, size: int, *, page_locked: bool) -> None:
+        self._end_preparation()
+        if self._region is not None and len(self._region) < size and not self._has_grown(size):
+            self._region = None  # before the new one is there, so that there are never two
+        if self._region is None and size > 0:
+            self._region = _new_region(size)
+            self._is_page_locked = False
+        if page_locked and not self._is_page_locked:
+            self._page_lock()
+
+    def _has_grown(self, size: int) -> bool:
+        """Tell if the region could be made larger so that it keeps the memory it has."""
+        if self._region is None or self._is_page_locked:
+            return False
+        try:
+            self._region.resize(size)
+        except (OSError, ValueError, BufferError, SystemError):  # the last one where the system cannot do it
+            return False
+        return True
+
+    def _page_lock(self) -> None:
+        if self._region is None:
+            return
+        self._is_page_locked = True
+        address, size = torch.frombuffer(self._region, dtype=torch.uint8).data_ptr(), len(self._region)
+        runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+        if int(runtime.cudaHostRegister(address, size, 0)) == 0:
+            weakref.finalize(self._region, runtime.cudaHostUnregister, address).atexit = False
+        else:
+            log.debug("%d bytes could not be page-locked; copying to them takes longer", size)
+
+    # ---- in a thread
+
+    def _make_ready(self, size: int, page_locked: bool) -> None:
+        try:
+            self._region = _new_region(size)
+        except MemoryError as error:  # a save will say so, if there is one
+            log.debug("%s", error)
+            return
+        pages = torch.frombuffer(self._region, dtype=torch.uint8)[:: mmap.PAGESIZE]
+        at_once = _TOUCHED_AT_ONCE // mmap.PAGESIZE
+        for begin in range(0, len(pages), at_once):
+            if self._is_needed.is_set():
+                return
+            # lets other threads use Python meanwhile; torch starts threads of its own only for more elements
+            pages[begin : begin + at_once].zero_()
+        if page_locked and not self._is_needed.is_set():
+            self._page_lock()
+
+    def _end_preparation(self) -> None:
+        if self._preparation is not None:
+            self._is_needed.set()
+            self._preparation.join()
+            self._preparation = None
+
 
 # ---- the region
 
 
-def _new_region(size: int, *, pinned: bool) -> mmap.mmap:
+def _new_region(size: int) -> mmap.mmap:
     private = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
     try:
         region = mmap.mmap(-1, size, **private)
@@ -131,14 +203,16 @@ def _new_region(size: int, *, pinned: bool) -> mmap.mmap:
         ) from error
     if hasattr(mmap, "MADV_DONTFORK"):
         region.madvise(mmap.MADV_DONTFORK)  # else filling it while loader workers live would copy it once more
-    if pinned:
-        address = torch.frombuffer(region, dtype=torch.uint8).data_ptr()
-        runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-        if int(runtime.cudaHostRegister(address, size, 0)) == 0:
-            weakref.finalize(region, runtime.cudaHostUnregister, address).atexit = False
-        else:
-            log.debug("%d bytes could not be page-locked; copying to them takes longer", size)
     return region
+
+
+def _layout(sources: list[Tensor]) -> tuple[list[int], int]:
+    """Return where each one begins in the region, and the size of all."""
+    starts, size = [], 0
+    for source in sources:
+        starts.append(size)
+        size += -(-source.numel() // _ALIGNMENT) * _ALIGNMENT
+    return starts, size
 
 
 def _bytes_of(storage: UntypedStorage) -> Tensor:
@@ -151,6 +225,16 @@ def _is_same(source: Tensor, kept: Tensor) -> bool:
 
 
 # ---- the copy
+
+
+def _storages_in(checkpoint: Any) -> dict[int, UntypedStorage]:
+    storages: dict[int, UntypedStorage] = {}
+    _find_storages(checkpoint, storages, set())
+    return storages
+
+
+def _large(storages: dict[int, UntypedStorage]) -> dict[int, UntypedStorage]:
+    return {key: storage for key, storage in storages.items() if storage.nbytes() >= _SMALL_BYTES}
 
 
 def _find_storages(value: Any, storages: dict[int, UntypedStorage], seen: set[int]) -> None:

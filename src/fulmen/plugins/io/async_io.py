@@ -1,5 +1,6 @@
 """Checkpoints written while the training goes on.
 
+`expect`: find memory for the copy, in a thread that ends with that
 `save_checkpoint`: raise the error of an earlier write -> copy tensors to host memory -> hand over to the writer thread
 `publish`, `remove_checkpoint`: queue up behind the writes before, for nothing if one of them failed
 `load_checkpoint`, `wait`, `teardown`: wait until everything is written
@@ -136,6 +137,14 @@ class AsyncCheckpointIO(CheckpointIO):
             action: Takes nothing and returns nothing. An error it raises comes out as that of a write does.
         """
         self._submit(action)
+
+    def expect(self, checkpoint: Any) -> None:
+        """Find memory for copies in the background, so that the first save is as short as the later ones.
+
+        Args:
+            checkpoint: Tensors of about the size of those to be saved.
+        """
+        self._copies.prepare(checkpoint)
 
     def raise_pending(self) -> None:
         """Raise what a write in the background raised, once; returns at once if there is nothing.

@@ -65,6 +65,13 @@ class CheckpointIO(ABC):
         """
         action()
 
+    def expect(self, checkpoint: Any) -> None:  # noqa: B027 - a documented no-op
+        """Make ready for checkpoints; called once in a training that saves some, after its first optimizer step.
+
+        Args:
+            checkpoint: Holds the tensors of model and optimizers. They are going to change, and others may be added.
+        """
+
     def raise_pending(self) -> None:  # noqa: B027 - a documented no-op
         """Raise the error of a write in the background that nobody has seen yet; returns at once, waits for nothing."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -18,7 +19,7 @@ from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 import torch.multiprocessing
@@ -142,7 +143,9 @@ class MultiProcessingLauncher(Launcher):
         """Start the workers, wait until all have ended, and raise what ended them."""
         context: BaseContext = torch.multiprocessing.get_context(self.start_method)
         self.procs = [
-            context.Process(target=_work, args=(local_rank, str(folder), os.getpid(), inherited))  # type: ignore[attr-defined]  # of every context
+            context.Process(  # type: ignore[attr-defined]  # of every context
+                target=_work, args=(local_rank, str(folder), os.getpid(), inherited, self.start_method)
+            )
             for local_rank in range(self.strategy.num_processes)
         ]
         with _forwarded(self.kill) as received:
@@ -275,7 +278,7 @@ class _ProcessState:
 # ---- in a worker
 
 
-def _work(local_rank: int, folder: str, parent: int, task: _Task | None) -> None:
+def _work(local_rank: int, folder: str, parent: int, task: _Task | None, start_method: str) -> None:
     """Be one rank, for the whole life of a process."""
     if threading.current_thread() is threading.main_thread():
         for signum in _FORWARDED:
@@ -289,6 +292,22 @@ def _work(local_rank: int, folder: str, parent: int, task: _Task | None) -> None
     code = do_task(local_rank, folder, task)
     if code:
         os._exit(code)  # the process group of a failed run may wait for others when it is taken down
+    if start_method == "spawn":
+        _end_without_finalizing()
+
+
+def _end_without_finalizing() -> NoReturn:
+    """End this process as forked ones end: with its exit handlers, but not by taking Python down under its threads.
+
+    A thread that is in native code then, of torch or a library, would end the process by SIGABRT, after all was done.
+    """
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def do_task(local_rank: int, folder_name: str, task: _Task | None) -> int:

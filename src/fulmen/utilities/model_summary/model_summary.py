@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.utils.hooks import RemovableHandle
 
+from fulmen.utilities.model_summary.memory import MB, num_bytes, training_memory
 from fulmen.utilities.rank_zero import rank_zero_warn
 from fulmen.utilities.seed import isolate_rng
+from fulmen.utilities.tree import move_data_to_device
 from fulmen.utilities.warnings import PossibleUserWarning
 
 __all__ = [
@@ -35,7 +38,6 @@ UNKNOWN_SIZE = "?"
 LEFTOVER_PARAMS_NAME = "other params"
 NOT_APPLICABLE = "n/a"
 
-_BYTES_PER_MB = 1e6
 _LAZY_PARAMETERS = (
     "Some parameters of the model are not initialized yet (lazy modules), so the model summary counts them as 0."
     " Set `self.example_input_array` in the module to initialize and count them."
@@ -155,8 +157,18 @@ class ModelSummary:
         trainer = getattr(self._model, "_trainer", None)
         if trainer is not None and str(trainer.precision).endswith("-mixed"):
             rank_zero_warn(_MIXED_SIZE.format(trainer.precision), category=PossibleUserWarning)
-        parameters = (p for p in self._model.parameters() if not isinstance(p, UninitializedParameter))
-        return sum(p.numel() * p.element_size() for p in parameters) / _BYTES_PER_MB
+        return num_bytes(self._model.parameters()) / MB
+
+    @property
+    def non_float_parameters(self) -> int:
+        """Number of values in parameters of other types than floating-point numbers, such as quantized ones."""
+        return _count(p for p in self._model.parameters() if not (p.is_floating_point() or p.is_complex()))
+
+    @property
+    def memory(self) -> dict[str, float | None]:
+        """MB (1e6 bytes) of weights, buffers, gradients and, under a Trainer, optimizers; see `training_memory`."""
+        trainer = getattr(self._model, "_trainer", None)
+        return training_memory(self._model, () if trainer is None else trainer.optimizers)
 
     @property
     def total_training_modes(self) -> dict[str, int]:
@@ -244,12 +256,17 @@ class ModelSummary:
         to_device = getattr(model, "_apply_batch_transfer_handler", None)
         counter = FlopCounterMode(display=False)
         with isolate_rng(), _all_in_eval(model), torch.no_grad(), contextlib.ExitStack() as stack:
-            if to_device is not None:
+            if any(parameter.is_meta for parameter in model.parameters()):  # nothing is computed, but sizes are known
+                example = move_data_to_device(example, torch.device("meta"))
+            elif to_device is not None:
                 example = to_device(example)
             if trainer is not None:
                 precision = trainer.strategy.precision_plugin
                 example = precision.convert_input(example)
                 stack.enter_context(precision.forward_context())
+            stack.enter_context(warnings.catch_warnings())
+            # compiled layers run their wrapper's hooks, too, which counts nothing twice
+            warnings.filterwarnings("ignore", message="Using `torch.compile.module.` when there are global hooks")
             stack.enter_context(counter)
             if isinstance(example, tuple):
                 model(*example)
@@ -297,9 +314,22 @@ class ModelSummary:
             self._add_leftover_params_to_summary(columns, leftover)
         return columns
 
+    def further_totals(self) -> list[tuple[str, str]]:
+        """Return numbers as text with their names: what training needs beside the weights, and non-float parameters."""
+        memory = self.memory
+        sizes = {"gradients": "Estimated gradients size (MB)", "optimizer": "Estimated optimizer state size (MB)"}
+        totals = [
+            (UNKNOWN_SIZE if (size := memory[name]) is None else get_formatted_model_size(size), what)
+            for name, what in sizes.items()
+            if name in memory
+        ]
+        if self.non_float_parameters:
+            totals.insert(0, (get_human_readable_count(self.non_float_parameters), "Non-float params"))
+        return totals
+
     def __str__(self) -> str:
         """Write the table and the totals."""
-        return format_summary_table(
+        table = format_summary_table(
             self.total_parameters,
             self.trainable_parameters,
             self.model_size,
@@ -307,6 +337,7 @@ class ModelSummary:
             self.total_flops,
             *self.table(),
         )
+        return "\n".join([table, *(f"{number:<10}{what}" for number, what in self.further_totals())])
 
     def __repr__(self) -> str:
         """The same as `str`."""

@@ -84,6 +84,10 @@ class DeepSpeedSummary(ModelSummary):
         """Size in MB (1e6 bytes) on all processes together."""
         return sum(deepspeed_param_size(p) * p.element_size() for p in self._model.parameters()) / 1e6
 
+    def further_totals(self) -> list[tuple[str, str]]:
+        """Return nothing: gradients and optimizers are divided in DeepSpeed's own way."""
+        return []
+
     def _get_summary_data(self) -> list[tuple[str, list[str]]]:
         columns = super()._get_summary_data()
         after = next(index for index, (title, _) in enumerate(columns) if title == "Params") + 1

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import signal
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+from fulmen.utilities.rank_zero import rank_zero_only
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +40,20 @@ def handlers() -> Iterator[None]:
     for signum in left:
         signal.signal(signum, before[signum])
     assert not left, f"the test left handlers behind: {left}"
+
+
+@pytest.fixture(autouse=True)
+def messages() -> Iterator[None]:
+    """Let no test leave this process as another rank, or with other settings of logging: messages would be lost."""
+    loggers = [logging.getLogger(name) for name in ("fulmen", rank_zero_only.__module__)]
+    rank, disabled = rank_zero_only.rank, logging.root.manager.disable
+    before = [(logger.level, logger.disabled, logger.propagate) for logger in loggers]
+    yield
+    rank_zero_only.rank = rank
+    logging.disable(disabled)
+    for logger, (level, is_disabled, propagates) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.disabled, logger.propagate = is_disabled, propagates
 
 
 # Of tests that start processes (seconds each, as every process imports torch) the default run has one of each kind.

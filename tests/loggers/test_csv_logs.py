@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from fulmen.loggers import CSVLogger, csv_logs
+from fulmen.loggers import CSVLogger, row_logger
 from fulmen.loggers.csv_logs import ExperimentWriter
 from fulmen.utilities.rank_zero import rank_zero_only
 
@@ -105,7 +105,7 @@ def test_old_rows_are_written_with_the_next_one(tmp_path, monkeypatch):
     logger.log_metrics({"x": 1.0}, 0)
     assert not metrics_file(logger).exists()
 
-    now = time.monotonic() + csv_logs._FOLLOW_S
+    now = time.monotonic() + row_logger._FOLLOW_S
     monkeypatch.setattr(time, "monotonic", lambda: now)
     logger.log_metrics({"x": 1.0}, 1)
 

@@ -5,24 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import os
-import time
-import weakref
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
 from fulmen.loggers.hparams_file import write_hparams
-from fulmen.loggers.logger import rank_zero_experiment
 from fulmen.loggers.params import convert_params, to_scalar
+from fulmen.loggers.row_logger import RowLogger
 from fulmen.loggers.text_file import append_text, make_folder, read_text, replace_text
-from fulmen.loggers.versioned import VersionedLogger
-from fulmen.utilities.files import ensure_writable
 from fulmen.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 __all__ = ["CSVLogger", "ExperimentWriter"]
-
-_FOLLOW_S = 5.0  # rows older than this are written at the next one, so that a person can watch the file
 
 
 class ExperimentWriter:
@@ -53,6 +47,16 @@ class ExperimentWriter:
         self._unterminated = False
         self._hparams_changed = False
         self._continue_existing_file()
+
+    @property
+    def num_buffered(self) -> int:
+        """How many rows are not yet written."""
+        return len(self.metrics)
+
+    @property
+    def has_unsaved(self) -> bool:
+        """Whether there are rows that would be lost."""
+        return bool(self.metrics)
 
     def log_hparams(self, params: Mapping[str, Any]) -> None:
         """Add hyperparameters; they are written at the next `save`.
@@ -161,7 +165,7 @@ class ExperimentWriter:
         )
 
 
-class CSVLogger(VersionedLogger):
+class CSVLogger(RowLogger[ExperimentWriter]):
     """Log metrics to `<save_dir>/<name>/version_<n>/metrics.csv` and hyperparameters to `hparams.yaml` beside it.
 
     Rows go to the file after every `flush_logs_every_n_steps` of them, in `save` and `finalize`, when the logger ends
@@ -190,38 +194,10 @@ class CSVLogger(VersionedLogger):
         prefix: str = "",
         flush_logs_every_n_steps: int = 100,
     ) -> None:
-        super().__init__(save_dir, name, version, prefix)
-        self._flush_logs_every_n_steps = flush_logs_every_n_steps
-        self._experiment: ExperimentWriter | None = None
-        self._saved_at_s = 0.0
+        super().__init__(save_dir, name, version, prefix, flush_logs_every_n_steps)
 
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> ExperimentWriter:
-        """The writer of this run's files; the first use makes the folder."""
-        if self._experiment is None:
-            log_dir = self.log_dir
-            ensure_writable(log_dir)
-            self._experiment = ExperimentWriter(log_dir)
-            self._saved_at_s = time.monotonic()
-            weakref.finalize(self, _save_at_exit, self._experiment, os.getpid())
-        return self._experiment
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        """Add a row.
-
-        Args:
-            metrics: Metric name to number, one-element tensor or NumPy scalar.
-            step: The row's `step` column; `None` takes a metric called `step`, or else the number after the last row's.
-
-        Raises:
-            ValueError: A value has more than one element.
-        """
-        writer = self._experiment or self.experiment
-        writer.log_metrics(self._prefixed(metrics), step)
-        if len(writer.metrics) >= self._flush_logs_every_n_steps or time.monotonic() - self._saved_at_s >= _FOLLOW_S:
-            self.save()
+    def _open(self, log_dir: str) -> ExperimentWriter:
+        return ExperimentWriter(log_dir)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace | None = None) -> None:
@@ -232,37 +208,6 @@ class CSVLogger(VersionedLogger):
         """
         self.experiment.log_hparams(convert_params(params))
 
-    def position(self) -> dict[str, Any]:
-        """Return the number of rows, buffered ones included."""
-        if self._experiment is None:
-            return {}
-        rows = self._experiment.num_rows + len(self._experiment.metrics)
-        return {"log_dir": self.log_dir, "rows": rows, "media": self.media.num_lines}
-
-    @rank_zero_only
-    def resume_at(self, position: dict[str, Any]) -> None:
-        """Take back the rows after a checkpoint of a run in the same folder.
-
-        Args:
-            position: What `position` returned when the checkpoint was written.
-        """
-        if self._is_here(position):
-            self.experiment.go_back(int(position["rows"]))
-            self.media.go_back(int(position.get("media", -1)))
-
-    @rank_zero_only
-    def begin_anew(self) -> None:
-        """Begin an empty `metrics.csv`; one of an earlier attempt is kept as `metrics.csv.bak`."""
-        self.experiment.begin_anew()
-        self.media.go_back(0)
-
-    @rank_zero_only
-    def save(self) -> None:
-        """Write the buffered rows, and the hyperparameters if they changed."""
-        if self._experiment is not None:
-            self._experiment.save()
-            self._saved_at_s = time.monotonic()
-
 
 def _fields(rows: Iterable[Mapping[str, Any]], columns: list[str]) -> list[list[Any]]:
     return [[row.get(column, "") for column in columns] for row in rows]
@@ -272,9 +217,3 @@ def _csv_text(rows: Iterable[Iterable[Any]]) -> str:
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
-
-
-def _save_at_exit(writer: ExperimentWriter, owner_pid: int) -> None:
-    """Keep the last rows of a program that ends without `finalize`; forked children leave them to their owner."""
-    if os.getpid() == owner_pid and writer.metrics:
-        writer.save()

@@ -5,22 +5,18 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
-import weakref
 from argparse import Namespace
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
-from fulmen.loggers.logger import XAxis, rank_zero_experiment
+from fulmen.loggers.logger import XAxis
 from fulmen.loggers.params import as_mapping, convert_params, is_array, sanitize_params, to_scalar
+from fulmen.loggers.row_logger import RowLogger
 from fulmen.loggers.text_file import append_text, make_folder, read_text, replace_text
-from fulmen.loggers.versioned import VersionedLogger
-from fulmen.utilities.files import ensure_writable
 from fulmen.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 __all__ = ["JSONLogger", "JSONWriter"]
 
-_FOLLOW_S = 5.0  # rows older than this are written at the next one, so that a person can watch the file
 _LARGEST_ARRAY = 100
 
 
@@ -47,6 +43,16 @@ class JSONWriter:
         self._run_changed = False
         self._continue_existing_file()
         self._continues = self.num_rows > 0  # rows of an earlier run, and nobody was told
+
+    @property
+    def num_buffered(self) -> int:
+        """How many rows are not yet written."""
+        return len(self.lines)
+
+    @property
+    def has_unsaved(self) -> bool:
+        """Whether there is anything that would be lost."""
+        return bool(self.lines) or self._run_changed
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Add a row; it is written at the next `save`.
@@ -131,7 +137,7 @@ class JSONWriter:
         return run if isinstance(run, dict) else {}
 
 
-class JSONLogger(VersionedLogger):
+class JSONLogger(RowLogger[JSONWriter]):
     """Log metrics to `<save_dir>/<name>/version_<n>/metrics.jsonl`, a JSON object per line, and the rest to `run.json`.
 
     A line of `metrics.jsonl` has the member `step` and one per metric, e.g. `{"step": 9, "epoch": 0, "loss": 0.5}`. NaN
@@ -170,40 +176,13 @@ class JSONLogger(VersionedLogger):
         flush_logs_every_n_steps: int = 100,
         x_axis: XAxis | None = None,
     ) -> None:
-        super().__init__(save_dir, name, version, prefix)
+        super().__init__(save_dir, name, version, prefix, flush_logs_every_n_steps)
         self.x_axis = x_axis
-        self._flush_logs_every_n_steps = flush_logs_every_n_steps
-        self._experiment: JSONWriter | None = None
-        self._saved_at_s = 0.0
 
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> JSONWriter:
-        """The writer of this run's files; the first use makes the folder."""
-        if self._experiment is None:
-            log_dir = self.log_dir
-            ensure_writable(log_dir)
-            self._experiment = JSONWriter(log_dir)
-            self._experiment.log_run(status="running")
-            self._saved_at_s = time.monotonic()
-            weakref.finalize(self, _save_at_exit, self._experiment, os.getpid())
-        return self._experiment
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        """Add a row.
-
-        Args:
-            metrics: Metric name to number, one-element tensor or NumPy scalar.
-            step: The row's `step`; `None` takes a metric called `step`, or else the number after the last row's.
-
-        Raises:
-            ValueError: A value has more than one element.
-        """
-        writer = self._experiment or self.experiment
-        writer.log_metrics(self._prefixed(metrics), step)
-        if len(writer.lines) >= self._flush_logs_every_n_steps or time.monotonic() - self._saved_at_s >= _FOLLOW_S:
-            self.save()
+    def _open(self, log_dir: str) -> JSONWriter:
+        writer = JSONWriter(log_dir)
+        writer.log_run(status="running")
+        return writer
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace | None = None) -> None:
@@ -215,37 +194,6 @@ class JSONLogger(VersionedLogger):
         writer = self.experiment
         known = writer.run.get("hyperparameters", {})
         writer.log_run(hyperparameters={**known, **_plain(convert_params(params))})
-
-    def position(self) -> dict[str, Any]:
-        """Return the number of rows, buffered ones included."""
-        if self._experiment is None:
-            return {}
-        rows = self._experiment.num_rows + len(self._experiment.lines)
-        return {"log_dir": self.log_dir, "rows": rows, "media": self.media.num_lines}
-
-    @rank_zero_only
-    def resume_at(self, position: dict[str, Any]) -> None:
-        """Take back the rows after a checkpoint of a run in the same folder.
-
-        Args:
-            position: What `position` returned when the checkpoint was written.
-        """
-        if self._is_here(position):
-            self.experiment.go_back(int(position["rows"]))
-            self.media.go_back(int(position["media"]))
-
-    @rank_zero_only
-    def begin_anew(self) -> None:
-        """Begin an empty `metrics.jsonl`; one of an earlier attempt is kept as `metrics.jsonl.bak`."""
-        self.experiment.begin_anew()
-        self.media.go_back(0)
-
-    @rank_zero_only
-    def save(self) -> None:
-        """Write the buffered rows, and what is known of the run if it changed."""
-        if self._experiment is not None:
-            self._experiment.save()
-            self._saved_at_s = time.monotonic()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -279,9 +227,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (Sequence, Set)) and not isinstance(value, (str, bytes)):
         return [_plain(item) for item in value]
     return _number(sanitize_params({"value": value})["value"])
-
-
-def _save_at_exit(writer: JSONWriter, owner_pid: int) -> None:
-    """Keep the last rows of a program that ends without `finalize`; forked children leave them to their owner."""
-    if os.getpid() == owner_pid:
-        writer.save()

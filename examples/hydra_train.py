@@ -2,11 +2,12 @@
 
     python examples/hydra_train.py trainer.max_steps=4 model.out_dim=5
     python examples/hydra_train.py trainer.devices=2 trainer.strategy=ddp_spawn
-    python examples/hydra_train.py -m model.out_dim=5,6     # a sweep
+    python examples/hydra_train.py trainer.devices=2 trainer.strategy=ddp
+    python examples/hydra_train.py -m model.out_dim=5,6     # a sweep, with any of these
 
 Hydra composes the configuration and the CLI checks it against the signatures and makes the objects. The processes of
-`ddp_spawn` get the objects, so nobody reads the command line or runs this function a second time. `strategy=ddp` works,
-too: each process runs the script again, with Hydra's folder of the first.
+`ddp_spawn` get the objects, so nobody reads the command line or runs this function again. With `strategy=ddp` each
+process runs the script again, in the folder that Hydra made for the first: a run has one folder, and so has a sweep.
 
 Needs: pip install 'fulmen[cli]' hydra-core
 """

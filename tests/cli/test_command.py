@@ -7,7 +7,7 @@ import pytest
 from tests.support import run_python
 
 COMMANDS = ("fit", "validate", "test", "predict", "run", "submit", "inspect", "convert", "consolidate", "report",
-            "doctor", "events")  # fmt: skip
+            "plan", "doctor", "events", "completion")  # fmt: skip
 
 
 def test_help_names_every_command_and_fits_80_columns(fulmen) -> None:
@@ -20,7 +20,7 @@ def test_help_names_every_command_and_fits_80_columns(fulmen) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "submit", "inspect", "convert", "consolidate", "report", "doctor", "events"]
+    "command", ["run", "submit", "inspect", "convert", "consolidate", "report", "doctor", "events", "completion"]
 )
 def test_each_command_explains_itself(fulmen, command) -> None:
     ended = fulmen(command, "--help")
@@ -63,19 +63,19 @@ def test_wrong_words_end_with_a_message_that_names_the_nearest(fulmen, words, hi
 
 
 def test_help_of_all_commands_comes_without_torch() -> None:
-    code = """
-import sys
+    code = f"""
+import contextlib, sys
 from fulmen.cli import main
-for words in (["--help"], ["inspect", "-h"], ["convert", "-h"], ["doctor", "-h"], ["events", "-h"], ["submit", "-h"]):
-    try:
+for words in ([], ["--help"], ["--version"], *([name, "--help"] for name in {COMMANDS})):
+    with contextlib.suppress(SystemExit):
         main(words)
-    except SystemExit:
-        pass
-print("torch" in sys.modules)
+    print("loaded by", words, sorted({{"torch", "jsonargparse", "numpy"}} & set(sys.modules)))
 """
     result = run_python("-c", code)
+    loaded = [line for line in result.stdout.splitlines() if line.startswith("loaded by")]
 
-    assert result.stdout.splitlines()[-1] == "False", result.stderr
+    assert len(loaded) == 3 + len(COMMANDS), result.stderr
+    assert [line for line in loaded if not line.endswith("[]")] == []
 
 
 @pytest.mark.slow

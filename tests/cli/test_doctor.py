@@ -6,6 +6,8 @@ import json
 import os
 import resource
 import socket
+import subprocess
+import sys
 from collections import namedtuple
 
 import pytest
@@ -113,10 +115,16 @@ def test_a_package_that_is_too_old_is_noted(monkeypatch) -> None:
     assert found.remedy == "pip install 'fulmen[rich]'"
 
 
+def ended_process() -> subprocess.Popen[str]:
+    """In place of the two processes: the third test is the slow one."""
+    return subprocess.Popen([sys.executable, "-c", "print(0.1)"], stdout=subprocess.PIPE, text=True)
+
+
 def test_a_fit_and_a_checkpoint_work_and_leave_random_numbers_alone(monkeypatch) -> None:
-    monkeypatch.setattr(self_test, "_start_two", list)
+    monkeypatch.setattr(self_test, "_start", ended_process)
     before = torch.get_rng_state()
-    outcomes = {outcome.test: outcome for outcome in self_test.run_self_test()}
+    with self_test.self_test() as tests:
+        outcomes = {outcome.test: outcome for outcome in tests}
 
     assert [outcome.error for outcome in outcomes.values()] == ["", "", ""]
     assert outcomes["a fit"].what.startswith("32 steps on ")
@@ -125,7 +133,7 @@ def test_a_fit_and_a_checkpoint_work_and_leave_random_numbers_alone(monkeypatch)
 
 
 def test_a_failing_test_is_shown_and_tells_by_the_exit_code(fulmen, monkeypatch) -> None:
-    monkeypatch.setattr(self_test, "_start_two", list)
+    monkeypatch.setattr(self_test, "_start", ended_process)
     monkeypatch.setattr(torch.optim.Adam, "step", lambda *args, **kwargs: None)
     ended = fulmen("doctor")
 
@@ -149,11 +157,21 @@ def test_the_whole_command_says_that_all_works() -> None:
 @pytest.mark.distributed
 def test_a_process_that_dies_is_said_to_have(monkeypatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "no-such-interface")
-    processes = self_test._start_two()
-    outcome = self_test._tried("two processes", lambda: self_test._wait_for(processes))
-    for process in processes:
-        process.communicate(timeout=60)
+    with self_test.self_test() as tests:
+        *_, outcome = tests
 
+    assert outcome.test == "two processes"
     assert "ended with code 1" in outcome.error
     assert "no-such-interface" in outcome.error
     assert os.environ["GLOO_SOCKET_IFNAME"] == "no-such-interface"
+
+
+def test_processes_that_cannot_meet_are_not_waited_for_long(monkeypatch) -> None:
+    monkeypatch.setattr(self_test, "_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(
+        self_test, "_start", lambda: subprocess.Popen(["sleep", "60"], stdout=subprocess.PIPE, text=True)
+    )
+    with self_test.self_test() as tests:
+        *_, outcome = tests
+
+    assert "set GLOO_SOCKET_IFNAME=lo" in outcome.error

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.docs.pages import ROOT, programs_of
 from tests.support import run_python
 
-ROOT = Path(__file__).parents[2]
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-_PROGRAM = re.compile(r'^```python title="(\S+)".*?\n(.*?)^```$', re.DOTALL | re.MULTILINE)
 PAGES = [
     path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if _BLOCK.search(path.read_text())
 ]
 LOOPS = ROOT / "docs" / "from-your-loop.md"
+GUIDES = {"from-accelerate.md", "from-hf-trainer.md", "from-lightning.md"}  # test_guides.py runs their programs
 # one interpreter for several programs: most of the time goes to importing torch
 _RUN_ALL = """
 import sys
@@ -34,11 +34,6 @@ def test_code_of_the_page_runs_from_top_to_bottom(page: Path, tmp_path: Path) ->
 # ---- blocks with a title are programs of their own
 
 
-def programs_of(page: Path) -> dict[str, str]:
-    """The programs of a page by file name."""
-    return dict(_PROGRAM.findall(page.read_text()))
-
-
 def printed_losses(folder: Path, programs: dict[str, str], **environment: str) -> list[str]:
     """Run programs, one after the other; return the lines on losses that they print."""
     for name, text in {**programs, "run_all.py": _RUN_ALL}.items():
@@ -49,7 +44,7 @@ def printed_losses(folder: Path, programs: dict[str, str], **environment: str) -
 
 
 def test_every_program_of_a_page_is_run_by_a_test() -> None:
-    assert [page.name for page in ROOT.glob("docs/*.md") if programs_of(page)] == [LOOPS.name]
+    assert {page.name for page in ROOT.glob("docs/*.md") if programs_of(page)} == {LOOPS.name, *GUIDES}
 
 
 @pytest.mark.distributed

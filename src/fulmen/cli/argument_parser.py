@@ -36,7 +36,14 @@ require("yaml", extra="cli", for_="LightningCLI").SafeDumper.add_multi_represent
 )
 
 # options that print scripts for completion in a shell, by `argcomplete` or `shtab`
-require("jsonargparse", extra="cli", for_="LightningCLI").set_parsing_settings(add_print_completion_argument=True)
+_jsonargparse = require("jsonargparse", extra="cli", for_="LightningCLI")
+try:
+    _jsonargparse.set_parsing_settings(add_print_completion_argument=True)
+except TypeError:
+    raise ImportError(
+        f"`LightningCLI` does not work with jsonargparse {_jsonargparse.__version__}, which is installed here: it uses"
+        " what came with 4.53. Run `pip install 'fulmen[cli]'`."
+    ) from None
 
 _UNKNOWN_OPTION = re.compile(r"(?:does not accept option ['\"]|unrecognized arguments: --)([\w.]+)")
 _KINDS = (Trainer, LightningModule, LightningDataModule, Callback)

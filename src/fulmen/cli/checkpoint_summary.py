@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fulmen.checkpoint.contents import OWN_KEY
 from fulmen.checkpoint.file_formats import FileContents, read_any
+from fulmen.utilities.deepspeed import is_deepspeed_folder
 from fulmen.utilities.exceptions import DamagedFileError
 from fulmen.utilities.files import is_local, local_path, verify_file
 from fulmen.utilities.migration import LEGACY_VERSION_KEY, VERSION_KEY, migrate_checkpoint
@@ -71,6 +72,7 @@ def summarize_checkpoint(
         **summary,
         "format": file.format,
         "is_sharded": file.is_sharded,
+        **({"engine": "deepspeed"} if is_deepspeed_folder(file.path) else {}),
         **_progress(file),
         "weights_key": file.weights_key,
         "weights": weights,
@@ -139,7 +141,8 @@ def _progress(file: FileContents) -> dict[str, Any]:
         facts["position"] = position
     if "state_dict" in content or "loops" in content:
         states = content.get("optimizer_states")  # of a folder of shards always a list
-        facts["can_resume"] = "loops" in content and (bool(states) if file.is_sharded else states is not None)
+        is_whole = bool(states) if file.is_sharded else states is not None
+        facts["can_resume"] = "loops" in content and (is_whole or is_deepspeed_folder(file.path))
     own = content.get(OWN_KEY)
     if isinstance(own, Mapping) and isinstance(own.get("run"), list):
         facts["runs"] = [str(each) for each in own["run"]]

@@ -8,14 +8,16 @@ from collections.abc import Sequence
 
 from fulmen.utilities.command_line import nearest, say
 
-__all__ = ["main"]
+__all__ = ["COMMANDS", "TRAINING", "main"]
 
 # subcommand -> module with a function `command(arguments)`, or "module:function"; what it does
-_TRAINING = {
+TRAINING = {
     "fit": ("fulmen.cli.without_script:fit", "train without a script: model and data by class path"),
     "validate": ("fulmen.cli.without_script:validate", "evaluate on validation data, likewise"),
     "test": ("fulmen.cli.without_script:test", "evaluate on test data, likewise"),
     "predict": ("fulmen.cli.without_script:predict", "predict, likewise"),
+}
+_SCRIPTS = {
     "run": ("fulmen.fabric.cli", "run a script that uses Fabric on several devices"),
     "submit": ("fulmen.cli.submit", "send a script to a Slurm cluster, requeued until it is done"),
 }
@@ -26,11 +28,13 @@ _FILES = {
     "report": ("fulmen.reports.report_command", "write an HTML page on one run, or several side by side"),
 }
 _QUESTIONS = {
+    "plan": ("fulmen.cli.plan", "tell what a step would take on machines that are not there"),
     "doctor": ("fulmen.cli.doctor", "check installation and machine, with a short self-test"),
     "events": ("fulmen.cli.events", "show who acts when in a script, in place of training"),
+    "completion": ("fulmen.cli.completion", "let your shell complete all of this"),
 }
-_GROUPS = {"train": _TRAINING, "files of runs": _FILES, "find out": _QUESTIONS}
-_COMMANDS = {name: entry for group in _GROUPS.values() for name, entry in group.items()}
+_GROUPS = {"train": {**TRAINING, **_SCRIPTS}, "files of runs": _FILES, "find out": _QUESTIONS}
+COMMANDS = {name: entry for group in _GROUPS.values() for name, entry in group.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,12 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         import fulmen
 
         say(f"fulmen {fulmen.__version__}")
-    elif name in _COMMANDS:
-        module, _, function = _COMMANDS[name][0].partition(":")
+    elif name in COMMANDS:
+        module, _, function = COMMANDS[name][0].partition(":")
         getattr(importlib.import_module(module), function or "command")(arguments[1:])
     else:
         what = "option" if name.startswith("-") else "command"
-        hint = nearest(name, [*_COMMANDS, "help", "--help", "--version"])
+        hint = nearest(name, [*COMMANDS, "help", "--help", "--version"])
         sys.stderr.write(f"fulmen: error: there is no {what} {name!r}.{hint}\n\n{_help()}\n")
         raise SystemExit(2)
 

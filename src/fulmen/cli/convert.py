@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fulmen.cli.text import count_text, paragraph, size_text
 from fulmen.utilities.command_line import CommandParser, one_of, refuse, say
 
-__all__ = ["command"]
+__all__ = ["command", "make_parser"]
 
 _PROG = "fulmen convert"
 _DESCRIPTION = """\
@@ -38,6 +38,33 @@ def command(arguments: Sequence[str]) -> None:
     Args:
         arguments: What follows the command's name.
     """
+    options = make_parser().parse_args(list(arguments))
+    from fulmen.checkpoint.conversion import DTYPES, convert_checkpoint  # loads torch
+    from fulmen.utilities.exceptions import DamagedFileError
+
+    try:
+        done = convert_checkpoint(
+            options.source,
+            options.target,
+            to=options.to,
+            strip_prefixes=options.strip_prefix,
+            add_prefix=options.add_prefix,
+            weights_only=options.weights_only,
+            dtype=DTYPES[options.dtype] if options.dtype else None,
+            key=options.key,
+            trust=options.trust,
+            overwrite=options.overwrite,
+        )
+    except (OSError, ValueError, KeyError, ImportError, DamagedFileError, pickle.UnpicklingError) as error:
+        refuse(_PROG, error.args[0] if isinstance(error, KeyError) else error)
+    say(f"{done.path}: {count_text(done.num_tensors, 'tensor')}, {size_text(done.num_bytes)}"
+        f" ({done.from_format} -> {done.to_format})")  # fmt: skip
+    for note in done.notes:
+        say(paragraph(note))
+
+
+def make_parser() -> CommandParser:
+    """Return what reads the command line."""
     parser = CommandParser(_PROG, _DESCRIPTION, _EPILOG)
     parser.add_argument("source", metavar="IN", help="the file, or a folder of shards")
     parser.add_argument("target", metavar="OUT", help="the file to write")
@@ -62,26 +89,4 @@ def command(arguments: Sequence[str]) -> None:
         "--trust", action="store_true", help="also load objects that are no plain data: this runs code of the file"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
-    options = parser.parse_args(list(arguments))
-    from fulmen.checkpoint.conversion import DTYPES, convert_checkpoint  # loads torch
-    from fulmen.utilities.exceptions import DamagedFileError
-
-    try:
-        done = convert_checkpoint(
-            options.source,
-            options.target,
-            to=options.to,
-            strip_prefixes=options.strip_prefix,
-            add_prefix=options.add_prefix,
-            weights_only=options.weights_only,
-            dtype=DTYPES[options.dtype] if options.dtype else None,
-            key=options.key,
-            trust=options.trust,
-            overwrite=options.overwrite,
-        )
-    except (OSError, ValueError, KeyError, ImportError, DamagedFileError, pickle.UnpicklingError) as error:
-        refuse(_PROG, error.args[0] if isinstance(error, KeyError) else error)
-    say(f"{done.path}: {count_text(done.num_tensors, 'tensor')}, {size_text(done.num_bytes)}"
-        f" ({done.from_format} -> {done.to_format})")  # fmt: skip
-    for note in done.notes:
-        say(paragraph(note))
+    return parser

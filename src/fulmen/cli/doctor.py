@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from fulmen.cli.text import columns, count_text
 from fulmen.utilities.command_line import CommandParser, say
 
-__all__ = ["command"]
+__all__ = ["command", "make_parser"]
 
 _PROG = "fulmen doctor"
 _DESCRIPTION = """\
@@ -28,20 +29,25 @@ def command(arguments: Sequence[str]) -> None:
     Args:
         arguments: What follows the command's name.
     """
-    parser = CommandParser(_PROG, _DESCRIPTION, _EPILOG)
-    parser.add_argument("--no-test", action="store_true", help="only look: train nothing, start no processes")
-    parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
-    options = parser.parse_args(list(arguments))
+    options = make_parser().parse_args(list(arguments))
     report = _as_json if options.json else _as_text
     raise SystemExit(0 if report(is_tested=not options.no_test) else 1)
 
 
-def _as_json(*, is_tested: bool) -> bool:
-    from fulmen.cli import machine
-    from fulmen.cli.self_test import run_self_test
+def make_parser() -> CommandParser:
+    """Return what reads the command line."""
+    parser = CommandParser(_PROG, _DESCRIPTION, _EPILOG)
+    parser.add_argument("--no-test", action="store_true", help="only look: train nothing, start no processes")
+    parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
+    return parser
 
-    findings = machine.findings()
-    outcomes = list(run_self_test()) if is_tested else []
+
+def _as_json(*, is_tested: bool) -> bool:
+    with _tests(is_tested) as tests:
+        from fulmen.cli import machine  # imports torch, beside the processes of the test
+
+        findings = machine.findings()
+        outcomes = list(tests)
     is_well = _is_well(findings, outcomes)
     facts = {
         "versions": machine.versions(),
@@ -56,25 +62,22 @@ def _as_json(*, is_tested: bool) -> bool:
 
 
 def _as_text(*, is_tested: bool) -> bool:
-    from fulmen.cli import machine
-    from fulmen.cli.self_test import run_self_test
-
-    say(f"versions\n{columns(list(machine.versions().items()))}")
-    say(f"\ndevices\n{columns(list(machine.devices().items()))}")
-    say(f"\noptional packages\n{columns(list(_packages(machine.packages())))}")
-    findings = machine.findings()
-    say(f"\nfindings\n{columns(list(_findings(findings)) or [('none', '')])}")
     outcomes = []
-    if is_tested:
-        say("\nself-test")
-        for outcome in run_self_test():
+    with _tests(is_tested) as tests:
+        from fulmen.cli import machine  # imports torch, beside the processes of the test
+
+        say(f"versions\n{columns(list(machine.versions().items()))}")
+        say(f"\ndevices\n{columns(list(machine.devices().items()))}")
+        say(f"\noptional packages\n{columns(list(_packages(machine.packages())))}")
+        findings = machine.findings()
+        say(f"\nfindings\n{columns(list(_findings(findings)) or [('none', '')])}")
+        if is_tested:
+            say("\nself-test")
+        for outcome in tests:
             outcomes.append(outcome)
-            verdict = "FAILED" if outcome.error else "ok"
-            say(
-                columns(
-                    [(f"{verdict:6}", f"{outcome.test:13}", f"{outcome.seconds:4.1f} s", outcome.error or outcome.what)]
-                )
-            )
+            verdict = f"{'FAILED' if outcome.error else 'ok':6}"
+            what = outcome.error or outcome.what
+            say(columns([(verdict, f"{outcome.test:13}", f"{outcome.seconds:4.1f} s", what)]))
     num_problems = sum(each.level == machine.PROBLEM for each in findings)
     num_failed = sum(bool(each.error) for each in outcomes)
     bad = [count_text(num_problems, "problem")] if num_problems else []
@@ -84,6 +87,14 @@ def _as_text(*, is_tested: bool) -> bool:
         + (", ".join(bad) if bad else "All works." if is_tested else "Nothing stands in the way; nothing was tried.")
     )
     return not bad
+
+
+def _tests(is_tested: bool) -> contextlib.AbstractContextManager[Iterable[Any]]:
+    if not is_tested:
+        return contextlib.nullcontext([])
+    from fulmen.cli.self_test import self_test
+
+    return self_test()
 
 
 def _is_well(findings: Sequence[Any], outcomes: Sequence[Any]) -> bool:

@@ -20,7 +20,7 @@ from fulmen.utilities.command_line import CommandParser, refuse
 if TYPE_CHECKING:
     from fulmen.trainer.trainer import Trainer
 
-__all__ = ["command"]
+__all__ = ["command", "make_parser"]
 
 _PROG = "fulmen events"
 _USAGE = """\
@@ -51,11 +51,7 @@ def command(arguments: Sequence[str]) -> None:
     Args:
         arguments: What follows the command's name.
     """
-    parser = CommandParser(_PROG, _DESCRIPTION, _EPILOG, _USAGE)
-    parser.add_argument("--all", action="store_true", help="also the events at which nobody acts")
-    parser.add_argument("--go-on", action="store_true", help="go on with the script after its first call")
-    parser.add_argument("--json", action="store_true", help="one JSON object per call; the script prints to stderr")
-    parser.add_argument("-m", dest="module", metavar="MODULE", help="run a module, as `python -m` does")
+    parser = make_parser()
     words = list(arguments)
     split = next((number for number, word in enumerate(words) if not word.startswith("-")), len(words))
     split = words.index("-m") + 2 if "-m" in words[:split] else split
@@ -66,6 +62,16 @@ def command(arguments: Sequence[str]) -> None:
     if options.module is None and not Path(program[0]).is_file():
         refuse(_PROG, f"there is no file {program[0]!r}", code=2)
     _run(options, program)
+
+
+def make_parser() -> CommandParser:
+    """Return what reads the command line."""
+    parser = CommandParser(_PROG, _DESCRIPTION, _EPILOG, _USAGE)
+    parser.add_argument("--all", action="store_true", help="also the events at which nobody acts")
+    parser.add_argument("--go-on", action="store_true", help="go on with the script after its first call")
+    parser.add_argument("--json", action="store_true", help="one JSON object per call; the script prints to stderr")
+    parser.add_argument("-m", dest="module", metavar="MODULE", help="run a module, as `python -m` does")
+    return parser
 
 
 def _run(options: Any, program: list[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from fulmen.cli.text import columns, count_text, paragraph, size_text
 from fulmen.utilities.command_line import CommandParser, refuse, say
 
-__all__ = ["command"]
+__all__ = ["command", "make_parser"]
 
 _PROG = "fulmen inspect"
 _DESCRIPTION = """\
@@ -44,16 +44,7 @@ def command(arguments: Sequence[str]) -> None:
     Args:
         arguments: What follows the command's name.
     """
-    parser = CommandParser(_PROG, _DESCRIPTION, _EPILOG)
-    parser.add_argument("checkpoint", metavar="CKPT", help="the file, or a folder of shards")
-    parser.add_argument("--all", action="store_true", help="one row for each tensor, with its shape; long values whole")
-    parser.add_argument("--depth", type=int, metavar="N", help="group weights by the first N parts of their names")
-    parser.add_argument("--key", help="where in the file the weights are, e.g. ema.model; looked for by default")
-    parser.add_argument("--quick", action="store_true", help="read no tensors: no checksums, no search for NaN")
-    parser.add_argument(
-        "--trust", action="store_true", help="also load objects that are no plain data: this runs code of the file"
-    )
-    parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
+    parser = make_parser()
     options = parser.parse_args(list(arguments))
     if options.depth is not None and options.depth < 1:
         parser.error(f"--depth={options.depth} groups nothing; it is 1 or more")
@@ -69,6 +60,21 @@ def command(arguments: Sequence[str]) -> None:
         for part in _parts(summary, options.depth, show_all=options.all):
             say(part)
     raise SystemExit(1 if summary["health"]["problems"] else 0)
+
+
+def make_parser() -> CommandParser:
+    """Return what reads the command line."""
+    parser = CommandParser(_PROG, _DESCRIPTION, _EPILOG)
+    parser.add_argument("checkpoint", metavar="CKPT", help="the file, or a folder of shards")
+    parser.add_argument("--all", action="store_true", help="one row for each tensor, with its shape; long values whole")
+    parser.add_argument("--depth", type=int, metavar="N", help="group weights by the first N parts of their names")
+    parser.add_argument("--key", help="where in the file the weights are, e.g. ema.model; looked for by default")
+    parser.add_argument("--quick", action="store_true", help="read no tensors: no checksums, no search for NaN")
+    parser.add_argument(
+        "--trust", action="store_true", help="also load objects that are no plain data: this runs code of the file"
+    )
+    parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
+    return parser
 
 
 def _parts(summary: dict[str, Any], depth: int | None, *, show_all: bool) -> Iterator[str]:
@@ -95,8 +101,12 @@ def _parts(summary: dict[str, Any], depth: int | None, *, show_all: bool) -> Ite
         yield f"\nother entries\n{_settings(summary['other'], show_all=show_all)}"
 
 
+def _folder_of(summary: dict[str, Any]) -> str:
+    return ", folder of DeepSpeed" if summary.get("engine") == "deepspeed" else ", folder of shards"
+
+
 def _facts(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    kind = _FORMATS[summary["format"]] + (", folder of shards" if summary.get("is_sharded") else "")
+    kind = _FORMATS[summary["format"]] + (_folder_of(summary) if summary.get("is_sharded") else "")
     written_by = summary.get("written_by")
     yield "kind", kind + (f", layout of Lightning {written_by['layout_of_lightning']}" if written_by else "")
     if "size_bytes" in summary:

@@ -446,9 +446,10 @@ class LightningCLI:
         method = getattr(owned_by, subcommand)
         arguments = {name: self.get(self.config_init, name) for name in self._method_options[subcommand]}
         accepted = inspect.signature(method).parameters
-        if "model" in accepted:
+        passes_on = any(each.kind is each.VAR_KEYWORD for each in accepted.values())  # `def fit(self, model, **kwargs)`
+        if "model" in accepted or passes_on:
             arguments["model"] = self.model
-        if "datamodule" in accepted and self.datamodule is not None:
+        if ("datamodule" in accepted or passes_on) and self.datamodule is not None:
             arguments["datamodule"] = self.datamodule
         method(**arguments)
         self._call_if_defined(f"after_{subcommand}")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from fulmen.core.callback import Callback
 from fulmen.utilities.files import get_filesystem
+from fulmen.utilities.lazy import require
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -97,7 +99,32 @@ class SaveConfigCallback(Callback):
             self._write(path)
 
     def _write(self, path: str) -> None:
-        self.parser.save(self.config, path, skip_unset=False, overwrite=self.overwrite, multifile=self.multifile)
+        config = _with_plain_parts(self.parser, self.config) if self.multifile else self.config
+        self.parser.save(
+            config, path, skip_unset=False, overwrite=self.overwrite, multifile=self.multifile,
+            skip_validation=self.multifile,
+        )  # fmt: skip
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Save the configuration elsewhere, too: called on rank 0, for subclasses to override."""
+
+
+def _with_plain_parts(parser: LightningArgumentParser, config: Namespace) -> Namespace:
+    """Return a copy in which parts that came from files are plain data: jsonargparse writes them as they are."""
+    yaml = require("yaml", extra="cli", for_="SaveConfigCallback(multifile=True)")
+    with warnings.catch_warnings():  # that a tuple is a list there is no loss
+        warnings.filterwarnings("ignore", message=r"\s*Dump of a value that does not round-trip")
+        plain = yaml.safe_load(parser.dump(config, skip_unset=False))
+    copy = config.clone()
+    _make_parts_plain(copy, plain)
+    return copy
+
+
+def _make_parts_plain(config: Any, plain: dict[str, Any]) -> None:
+    for name, part in list(vars(config).items()):
+        if name not in plain or not hasattr(part, "clone"):  # a value, or nothing that is saved
+            continue
+        if "__path__" in part:
+            config[name] = type(part)({**plain[name], "__path__": part["__path__"]})
+        elif isinstance(plain[name], dict):
+            _make_parts_plain(part, plain[name])

@@ -17,7 +17,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Outcome", "run_self_test", "take_part"]
+from fulmen.utilities.command_line import say
+
+__all__ = ["Outcome", "meet", "self_test", "take_part"]
 
 _TIMEOUT_S = 60
 _CONNECT_S = 30
@@ -43,30 +45,33 @@ class Outcome:
     seconds: float
 
 
-def run_self_test() -> Iterator[Outcome]:
-    """Run all tests, the two processes beside the others.
+@contextlib.contextmanager
+def self_test() -> Iterator[Iterator[Outcome]]:
+    """Start the two processes at once, so that they import torch beside this one, and try the rest meanwhile.
 
     Yields:
-        How each ended, as soon as it has.
+        How each test ended, as soon as it has.
     """
-    began = time.monotonic()
-    processes = _start_two()
+    process = _start()
     try:
-        with tempfile.TemporaryDirectory(prefix="fulmen-doctor-") as folder, _quiet():
-            state: dict[str, Any] = {}
-            yield _tried("a fit", lambda: _fit(Path(folder), state))
-            if "trainer" in state:
-                yield _tried("a checkpoint", lambda: _round_trip(Path(folder), state))
-        yield _tried("two processes", lambda: _wait_for(processes), began)
+        yield _outcomes(process)
     finally:
-        for process in processes:
-            if process.poll() is None:
-                process.kill()
-            process.communicate()
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
 
 
-def _tried(test: str, function: Callable[[], str], began: float | None = None) -> Outcome:
-    began = time.monotonic() if began is None else began
+def _outcomes(process: subprocess.Popen[str]) -> Iterator[Outcome]:
+    with tempfile.TemporaryDirectory(prefix="fulmen-doctor-") as folder, _quiet():
+        state: dict[str, Any] = {}
+        yield _tried("a fit", lambda: _fit(Path(folder), state))
+        if "trainer" in state:
+            yield _tried("a checkpoint", lambda: _round_trip(Path(folder), state))
+    yield _tried("two processes", lambda: _wait_for(process))
+
+
+def _tried(test: str, function: Callable[[], str]) -> Outcome:
+    began = time.monotonic()
     error, what = "", ""
     try:
         what = function()
@@ -156,7 +161,7 @@ def _round_trip(folder: Path, state: dict[str, Any]) -> str:
 
 
 def take_part(rank: int, port: int) -> None:
-    """Add numbers over two processes; each of them calls this.
+    """Add numbers over two processes; each of them runs this.
 
     Args:
         rank: 0 or 1.
@@ -178,33 +183,37 @@ def take_part(rank: int, port: int) -> None:
     distributed.destroy_process_group()
 
 
-def _start_two() -> list[subprocess.Popen[str]]:
+def meet() -> None:
+    """Run `take_part` in two processes; this one has imported torch for both where it can be forked."""
+    from torch.multiprocessing.spawn import start_processes
+
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
+    began = time.monotonic()
+    method = "fork" if sys.platform == "linux" else "spawn"
+    start_processes(take_part, (port,), nprocs=2, start_method=method)  # type: ignore[no-untyped-call]  # in torch
+    say(f"{time.monotonic() - began:.1f}")
+
+
+def _start() -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if name not in _OF_A_LAUNCHER}
-    code = "from fulmen.cli.self_test import take_part; take_part({}, {})"
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", code.format(rank, port)],
-            env={**environment, "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-c", "from fulmen.cli.self_test import meet; meet()"],
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
 
 
-def _wait_for(processes: list[subprocess.Popen[str]]) -> str:
-    deadline = time.monotonic() + _TIMEOUT_S
-    for rank, process in enumerate(processes):
-        try:
-            output, _ = process.communicate(timeout=max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            raise RuntimeError(
-                f"process {rank} did not end within {_TIMEOUT_S} s. Connections between processes of this machine seem"
-                " to be blocked: set GLOO_SOCKET_IFNAME=lo, and look at its firewall"
-            ) from None
-        if process.returncode:
-            lines = [line for line in output.splitlines() if line.strip()]
-            raise RuntimeError(f"process {rank} ended with code {process.returncode}: {' '.join(lines[-1:])}")
-    return "found each other and added numbers (gloo all-reduce)"
+def _wait_for(process: subprocess.Popen[str]) -> str:
+    try:
+        output, _ = process.communicate(timeout=_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(
+            f"the processes did not end within {_TIMEOUT_S} s. Connections between processes of this machine seem to be"
+            " blocked: set GLOO_SOCKET_IFNAME=lo, and look at its firewall"
+        ) from None
+    lines = [line for line in output.splitlines() if line.strip()]
+    if process.returncode:
+        raise RuntimeError(f"ended with code {process.returncode}: {' '.join(lines[-1:])}")
+    return f"started beside the fit; found each other and added numbers in {lines[-1]} s (gloo all-reduce)"

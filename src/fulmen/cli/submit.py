@@ -13,7 +13,7 @@ from typing import Any
 
 from fulmen.utilities.command_line import CommandParser, refuse, say
 
-__all__ = ["command", "job_file"]
+__all__ = ["command", "job_file", "make_parser"]
 
 _PROG = "fulmen submit"
 _USAGE = "fulmen submit [--slurm] [OPTION ...] SCRIPT [ARGUMENT ...]"
@@ -54,7 +54,7 @@ def command(arguments: Sequence[str]) -> None:
     Args:
         arguments: What follows the command's name.
     """
-    parser = _parser()
+    parser = make_parser()
     options, rest = _split(parser, list(arguments))
     if options.script is None:
         parser.error("which script? Give its path after the options.")
@@ -102,7 +102,8 @@ def job_file(options: Any, script_arguments: Sequence[str]) -> str:
 # ---- options
 
 
-def _parser() -> CommandParser:
+def make_parser() -> CommandParser:
+    """Return what reads the command line."""
     parser = CommandParser(_PROG, _DESCRIPTION, _EPILOG, _USAGE)
     parser.add_argument("script", metavar="SCRIPT", nargs="?", help="the script; all that follows is passed to it")
     parser.add_argument(

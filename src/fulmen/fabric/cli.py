@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-__all__ = ["command", "main", "read_arguments"]
+__all__ = ["command", "main", "make_parser", "read_arguments"]
 
 _ACCELERATORS = ("cpu", "gpu", "cuda", "mps", "tpu", "auto")
 _PRECISIONS = (
@@ -45,7 +45,7 @@ def read_arguments(arguments: Sequence[str], name: str = "fulmen run") -> tuple[
     Returns:
         The options, and the arguments of the script.
     """
-    parser = _parser(name)
+    parser = make_parser(name)
     arguments = list(arguments)
     split = arguments.index("--") if "--" in arguments else len(arguments)
     options, for_script = parser.parse_known_args(arguments[:split])
@@ -81,7 +81,12 @@ def main(args: Namespace, script_args: list[str] | None = None, through: Sequenc
     )
 
 
-def _parser(name: str) -> ArgumentParser:
+def make_parser(name: str = "fulmen run") -> ArgumentParser:
+    """Return what reads the command line.
+
+    Args:
+        name: How the command is called, for its help.
+    """
     parser = ArgumentParser(
         prog=name, description=_DESCRIPTION, allow_abbrev=False, formatter_class=RawDescriptionHelpFormatter
     )

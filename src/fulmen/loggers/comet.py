@@ -80,8 +80,8 @@ class CometLogger(RunLogger):
 
     @property
     def save_dir(self) -> str | None:
-        """Folder of offline archives, as given; `None` if Comet chooses."""
-        folder = self._config.get("offline_directory")
+        """Folder of offline archives, as given or configured, e.g. by `COMET_OFFLINE_DIRECTORY`; else `None`."""
+        folder = self._module().ExperimentConfig(**self._config).offline_directory
         return None if folder is None else os.fspath(folder)
 
     def _open(self) -> Any:

@@ -65,6 +65,7 @@ class RunLogger(Logger):
         run_id: str | None,
         prefix: str | None = None,
         log_model: bool | Literal["all"] = False,
+        /,  # else LightningCLI takes them for what the `**kwargs` of a subclass stand for
     ) -> None:
         check_installed(self.package, extra=self.extra, for_=type(self).__name__)
         self._uploads = CheckpointUploads(log_model, type(self).__name__)

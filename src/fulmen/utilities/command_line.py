@@ -76,6 +76,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def one_of(*choices: str) -> Callable[[str], str]:
     """Return a `type=` of an option with few values; a wrong one ends in a message with all of them, nearest first.
 
+    It has them as its attribute `choices`, for shells that complete them.
+
     Args:
         choices: The values.
     """
@@ -85,6 +87,7 @@ def one_of(*choices: str) -> Callable[[str], str]:
             return text
         raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(choices)}.{nearest(text, choices)}")
 
+    check.choices = choices  # type: ignore[attr-defined]  # of a function
     return check
 
 

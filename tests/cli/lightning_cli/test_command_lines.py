@@ -11,7 +11,7 @@ import torch
 
 from fulmen import Trainer
 from fulmen.cli import LightningCLI
-from fulmen.demos.boring_classes import BoringModel
+from fulmen.demos.boring_classes import BoringDataModule, BoringModel
 from fulmen.utilities.exceptions import MisconfigurationException
 from tests.cli.lightning_cli.programs import (
     DeepNet,
@@ -455,6 +455,20 @@ def test_method_of_the_cli_is_a_subcommand_when_it_is_listed() -> None:
     ran("count --up_to 5 --model.width 4", cls=Counting)
 
     assert Counting.counted == [(5, 4)]
+
+
+def test_method_of_a_subclass_that_passes_all_on_gets_model_and_data() -> None:
+    class Passing(QuietCLI):
+        def fit(self, model: Any, **kwargs: Any) -> None:
+            self.trainer.fit(model, **kwargs)
+
+    class Data(BoringDataModule):
+        pass
+
+    cli = ran("fit", BoringModel, cls=Passing, datamodule_class=Data)
+
+    assert cli.trainer.datamodule is cli.datamodule
+    assert cli.trainer.global_step == 2
 
 
 def test_subcommand_without_a_method_is_refused() -> None:

@@ -166,6 +166,18 @@ def test_file_name_is_chosen_and_fast_dev_run_saves_none() -> None:
 
 
 @pytest.mark.slow
+def test_parts_that_came_from_files_are_saved_as_files_again() -> None:
+    Path("net.yaml").write_text("width: 5\n")
+    kwargs: dict[str, Any] = {"multifile": True, "overwrite": True}
+    ran("fit", "--model=net.yaml", save_config_callback=SaveConfigCallback, save_config_kwargs=kwargs)
+    (saved,) = Path().glob("**/config.yaml")
+    assert "width" not in saved.read_text()
+    assert "width: 5" in (saved.parent / "net.yaml").read_text()
+    again = ran("fit", f"--config={saved}", save_config_callback=None)
+
+    assert again.model.width == 5
+
+
 def test_own_callback_saves_elsewhere() -> None:
     cli: Any = ran("fit", save_config_callback=NotedConfig, save_config_kwargs={"save_to_log_dir": False})
 

@@ -100,13 +100,30 @@ def test_missing_package_is_named_with_the_command_that_installs_it(tmp_path) ->
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_hydra_program_trains_on_two_processes_with_one_configuration(tmp_path) -> None:
-    (tmp_path / "conf").mkdir()
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp"])
+def test_hydra_program_trains_on_two_processes_with_one_configuration_and_folder(tmp_path, strategy) -> None:
     result = run_python(
-        str(HYDRA), "trainer.max_steps=2", "model.out_dim=5", "trainer.devices=2", "trainer.strategy=ddp_spawn",
+        str(HYDRA), "trainer.max_steps=2", "model.out_dim=5", "trainer.devices=2", f"trainer.strategy={strategy}",
         cwd=tmp_path,
     )  # fmt: skip
 
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("out_dim=5") == 1
     assert "2 processes, 2 steps" in result.stdout
+    assert len(list(tmp_path.glob("outputs/*/*"))) == 1
+    assert len(list(tmp_path.glob("**/.hydra"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_hydra_sweep_with_ddp_stays_in_one_folder_with_one_for_each_job(tmp_path) -> None:
+    result = run_python(
+        str(HYDRA), "trainer.max_steps=2", "model.out_dim=5,6", "trainer.devices=2", "trainer.strategy=ddp",
+        "-m", cwd=tmp_path,
+    )  # fmt: skip
+
+    assert result.returncode == 0, result.stderr
+    printed = [line for line in result.stdout.splitlines() if not line.startswith("[")]
+    assert printed == ["out_dim=5", "2 processes, 2 steps", "out_dim=6", "2 processes, 2 steps"]
+    (sweep,) = tmp_path.glob("multirun/*/*")
+    assert sorted(path.name for path in sweep.iterdir()) == ["0", "1", "multirun.yaml"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import sys
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import pytest
 from fulmen.strategies.launchers.launcher import threads_per_process
 from fulmen.strategies.launchers.subprocess_script import SubprocessScriptLauncher, command_of_this_program
 from tests.strategies.launchers.stand_in import StandIn
+from tests.support import run_python
 
 PYTHON = sys.executable
 
@@ -59,24 +61,43 @@ def test_program_without_a_script_is_refused(monkeypatch, orig, argv, file):
         command(monkeypatch, orig, argv, file=file)
 
 
-def test_hydra_application_keeps_its_folder_and_gets_a_job_name(monkeypatch):
-    runtime = SimpleNamespace(output_dir="/out/it's")
-    config = SimpleNamespace(initialized=lambda: True, get=lambda: SimpleNamespace(runtime=runtime))
-    monkeypatch.setitem(sys.modules, "hydra", SimpleNamespace())
-    monkeypatch.setitem(sys.modules, "hydra.core", SimpleNamespace())
-    monkeypatch.setitem(sys.modules, "hydra.core.hydra_config", SimpleNamespace(HydraConfig=config))
-    monkeypatch.setitem(sys.modules, "hydra.utils", SimpleNamespace(get_original_cwd=lambda: "/start"))
-    monkeypatch.setattr(sys, "orig_argv", ["python", "train.py", "lr=1"])
-    monkeypatch.setattr(sys, "argv", ["train.py", "lr=1"])
-    words, folder = command_of_this_program(3)
+# prints, for each of several command lines, the one that starts process 3
+HYDRA_PROGRAM = """
+import json, sys
+import hydra
+from fulmen.strategies.launchers.subprocess_script import command_of_this_program
 
-    assert folder == "/start"
-    assert words[-4:] == [
-        "lr=1",
-        "hydra.run.dir='/out/it\\'s'",
-        "hydra.job.name=train_ddp_process_3",
-        "hydra.output_subdir=null",
+@hydra.main(version_base="1.3", config_path=".", config_name="usual")
+def show(config):
+    words, folder = command_of_this_program(3)
+    print("JSON", json.dumps([words[2:], folder]))
+
+for line in json.loads(sys.argv[1]):
+    sys.argv = [sys.argv[0], *line]
+    sys.orig_argv = ["python", *sys.argv]
+    show()
+"""
+
+
+def test_hydra_application_keeps_its_folder_and_gets_a_job_name(tmp_path):
+    (tmp_path / "program.py").write_text(HYDRA_PROGRAM)
+    for name in ("usual", "other"):
+        (tmp_path / f"{name}.yaml").write_text("lr: 0")
+    lines = [
+        ["lr=1", 'hydra.run.dir="it\'s"', "hydra/job_logging=none"],
+        ["lr=1", "hydra.run.dir=out", "-cn", "other"],
+        ["lr=1,2", "hydra.sweep.dir=all", "-m"],
     ]
+    result = run_python("program.py", json.dumps(lines), cwd=tmp_path)
+    found = [json.loads(line[5:]) for line in result.stdout.splitlines() if line.startswith("JSON")]
+    job = ["hydra.job.name=train_ddp_process_3", "hydra.output_subdir=null"]
+
+    assert result.returncode == 0, result.stderr
+    assert [folder for _, folder in found] == [str(tmp_path)] * 4
+    assert found[0][0] == [*lines[0], f"hydra.run.dir='{tmp_path}/it\\'s'", *job]
+    assert found[1][0] == ["lr=1", "hydra.run.dir=out", f"hydra.run.dir='{tmp_path}/out'", *job, "-cn", "other"]
+    assert found[2][0] == [*lines[2][:2], f"hydra.sweep.dir='{tmp_path}/all'", *job, "-m"]
+    assert found[3] == found[2]
 
 
 def test_it_does_not_work_in_a_notebook():

@@ -227,9 +227,12 @@ def command_of_this_program(local_rank: int = 0) -> tuple[list[str], str | None]
         tail = [*_absolute(program, script), *arguments[: arguments.index(sys.argv[0]) + 1]]
     else:
         tail = _absolute(program, script)
-    command = [sys.executable, *options, *tail, *sys.argv[1:]]
-    hydra = _hydra_arguments(local_rank)
-    return (command, None) if hydra is None else ([*command, *hydra[0]], hydra[1])
+    command = [sys.executable, *options, *tail]
+    hydra = _hydra_overrides(local_rank)
+    if hydra is None:
+        return [*command, *sys.argv[1:]], None
+    end = _end_of_overrides(sys.argv)
+    return [*command, *sys.argv[1:end], *hydra[0], *sys.argv[end:]], hydra[1]
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str], list[str]]:
@@ -268,17 +271,26 @@ def _absolute(program: list[str], script: str | None) -> list[str]:
     return [os.path.abspath(program[0])]
 
 
-def _hydra_arguments(local_rank: int) -> tuple[list[str], str] | None:
-    """Return the arguments by which a Hydra application finds the same configuration, and the folder to start in."""
+def _hydra_overrides(local_rank: int) -> tuple[list[str], str] | None:
+    """Return what gives a Hydra application the same configuration and folder, and the folder to start in."""
     if "hydra" not in sys.modules:
         return None
     config = require("hydra.core.hydra_config", extra=None, for_="Hydra").HydraConfig
     if not config.initialized():
         return None
-    run_folder = config.get().runtime.output_dir.replace("'", "\\'")
+    settings, start = config.get(), require("hydra.utils", extra=None, for_="Hydra").get_original_cwd()
+    is_sweep = getattr(settings.get("mode"), "name", "RUN") == "MULTIRUN"  # each process goes through all its jobs
+    folder = os.path.join(start, settings.sweep.dir) if is_sweep else settings.runtime.output_dir
+    quoted = folder.replace("'", "\\'")
     overrides = [
-        f"hydra.run.dir='{run_folder}'",
+        f"hydra.{'sweep' if is_sweep else 'run'}.dir='{quoted}'",
         f"hydra.job.name=train_ddp_process_{local_rank}",
         "hydra.output_subdir=null",  # the first process has written the configuration there
     ]
-    return overrides, require("hydra.utils", extra=None, for_="Hydra").get_original_cwd()
+    return overrides, start
+
+
+def _end_of_overrides(argv: list[str]) -> int:
+    """Return the index behind the last `key=value`: Hydra wants them together, before or behind its options."""
+    found = [idx for idx, word in enumerate(argv) if idx and word[:1] != "-" and ("=" in word or word[:1] == "~")]
+    return found[-1] + 1 if found else len(argv)

@@ -4,12 +4,17 @@ PYTHON ?= python3
 VENV := .venv
 TRACKERS := .venv-loggers
 BUILT_ON := .venv-compat
+GUIDES := .venv-guides
+DEEPSPEED := .venv-deepspeed
+RAY := .venv-ray
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 ARGS ?=
+# compiled modules are kept: tests start hundreds of processes, each of which would compile torch again
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-slurm test-loggers test-compat torture format lint types layers docs bench clean
+.PHONY: help demo test test-all test-slurm test-loggers test-deepspeed test-compat test-ray torture format lint types layers docs bench clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -45,6 +50,16 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	@$(PIP) install -q -e '.[all,demo,dev,docs]'
 	@touch $@ $(VENV)/.demo
 
+# DeepSpeed looks for compilers and hardware when it is imported; without it, its strategy is tested as far as it goes.
+$(DEEPSPEED)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(DEEPSPEED)
+	@echo "installing fulmen and DeepSpeed"
+	@$(DEEPSPEED)/bin/python -m pip --disable-pip-version-check install -q 'torch==2.13.0+cpu' 2>/dev/null \
+		|| $(DEEPSPEED)/bin/python -m pip --disable-pip-version-check install -q 'torch>=2.8'
+	@$(DEEPSPEED)/bin/python -m pip --disable-pip-version-check install -q -e '.[all,deepspeed]' \
+		hypothesis pytest pytest-timeout pytest-xdist
+	@touch $@
+
 # The trackers bring hundreds of megabytes, so they stay out of the other tests' environment.
 $(TRACKERS)/.ready: tests/loggers/requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(TRACKERS)
@@ -55,13 +70,34 @@ $(TRACKERS)/.ready: tests/loggers/requirements.txt pyproject.toml
 	@touch $@
 
 # The packages built on Lightning, and Lightning itself to compare with.
-$(BUILT_ON)/.ready: tests/compat/packages/requirements.txt pyproject.toml
+$(BUILT_ON)/.ready: tests/compat/packages/requirements.txt tests/compat/packages/without_their_pins.txt pyproject.toml
 	$(PYTHON) -m venv $(BUILT_ON)
 	@echo "installing fulmen, Lightning and packages built on it"
 	@$(BUILT_ON)/bin/python -m pip --disable-pip-version-check install -q 'torch==2.13.0+cpu' 2>/dev/null \
 		|| $(BUILT_ON)/bin/python -m pip --disable-pip-version-check install -q 'torch>=2.8'
 	@$(BUILT_ON)/bin/python -c 'import torch; print("torch==" + torch.__version__)' > $(BUILT_ON)/constraints.txt
 	@$(BUILT_ON)/bin/python -m pip --disable-pip-version-check install -q -c $(BUILT_ON)/constraints.txt -e '.' -r $<
+	@$(BUILT_ON)/bin/python -m pip --disable-pip-version-check install -q --no-deps -r $(word 2,$^) 2>/dev/null
+	@touch $@
+
+# Ray starts a dozen processes of its own, so its tests have an environment, and a target, of their own.
+$(RAY)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(RAY)
+	@echo "installing fulmen and Ray"
+	@$(RAY)/bin/python -m pip --disable-pip-version-check install -q 'torch==2.13.0+cpu' 2>/dev/null \
+		|| $(RAY)/bin/python -m pip --disable-pip-version-check install -q 'torch>=2.8'
+	@$(RAY)/bin/python -m pip --disable-pip-version-check install -q -e '.[all,ray]' \
+		hypothesis pytest pytest-timeout pytest-xdist
+	@touch $@
+
+# What the migration guides come from.
+$(GUIDES)/.ready: tests/docs/requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(GUIDES)
+	@echo "installing fulmen, Lightning, transformers and accelerate"
+	@$(GUIDES)/bin/python -m pip --disable-pip-version-check install -q 'torch==2.13.0+cpu' 2>/dev/null \
+		|| $(GUIDES)/bin/python -m pip --disable-pip-version-check install -q 'torch>=2.8'
+	@$(GUIDES)/bin/python -c 'import torch; print("torch==" + torch.__version__)' > $(GUIDES)/constraints.txt
+	@$(GUIDES)/bin/python -m pip --disable-pip-version-check install -q -c $(GUIDES)/constraints.txt -e '.' -r $<
 	@touch $@
 
 # ---- use
@@ -81,8 +117,17 @@ test-slurm: $(VENV)/.dev ## Run the tests on a real Slurm, started for them (as 
 test-loggers: $(TRACKERS)/.ready ## Run the tests of all loggers, with the packages of the trackers, in a venv of their own
 	$(TRACKERS)/bin/python -m pytest -n 2 tests/loggers $(ARGS)
 
+test-deepspeed: $(DEEPSPEED)/.ready ## Run the tests of DeepSpeed, with the package, in a venv of their own
+	$(DEEPSPEED)/bin/python -m pytest tests/strategies/test_deepspeed.py $(ARGS)
+
 test-compat: $(BUILT_ON)/.ready ## Train published packages with Lightning and with fulmen, compare losses, in a venv of their own
 	$(BUILT_ON)/bin/python tests/compat/packages/run.py $(ARGS)
+
+test-ray: $(RAY)/.ready ## Run the tests of Ray Train, with Ray, in a venv of their own
+	$(RAY)/bin/python -m pytest -m '' -n 0 tests/plugins/environments/test_ray.py $(ARGS)
+
+test-guides: $(GUIDES)/.ready ## Run the programs of the migration guides, before and after, in a venv of their own
+	$(GUIDES)/bin/python -m pytest -m '' tests/docs/test_guides.py $(ARGS)
 
 torture: $(VENV)/.dev ## Interrupt runs at random, resume them, compare (ARGS="--runs 500", "--what saving", "--help")
 	$(BIN)/python -m tests.torture $(ARGS)
@@ -108,5 +153,5 @@ bench: $(VENV)/.dev ## Measure the overhead of a training step against the plain
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## Remove everything that can be made again
-	rm -rf $(VENV) $(TRACKERS) $(BUILT_ON) site build dist htmlcov demo_output .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(TRACKERS) $(BUILT_ON) $(DEEPSPEED) $(RAY) site build dist htmlcov demo_output .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

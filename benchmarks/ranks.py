@@ -1,4 +1,4 @@
-"""What a Trainer costs on several ranks, over a loop with DistributedDataParallel written by hand."""
+"""What a Trainer costs on several ranks, over a loop written by hand with DistributedDataParallel or `fully_shard`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from typing import Any
 
 import torch
 from torch import distributed
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.cases import quiet
 from benchmarks.frameworks import Framework, load
 from benchmarks.models import make_model
-from benchmarks.plain import WINDOW, model_and_optimizer
+from benchmarks.plain import CLIP_NORM, LEARNING_RATE, WINDOW, model_and_optimizer
 from benchmarks.timing import Batches, Setup, summary
 
 __all__ = ["RANK_CASES", "time_ranks"]
@@ -67,9 +68,26 @@ def by_hand_accumulating(setup: Setup) -> float:
     return setup.per_step(use)
 
 
+def by_hand_sharded(setup: Setup) -> float:
+    """Forward with the weights gathered, backward with the gradients divided, clipping, step on the shards."""
+
+    def use(batches: Batches) -> None:
+        model, _ = model_and_optimizer(setup.device)
+        fully_shard(model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
+        for batch in batches:
+            loss = model(batch).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
+            optimizer.step()
+
+    return setup.per_step(use)
+
+
 def trained(setup: Setup, framework: Framework, *, model: dict[str, Any] | None = None, **arguments: Any) -> float:
     """Time the steps of a fit on all ranks."""
-    settings = quiet(setup.device, devices=_WORLD_SIZE, strategy="ddp", **arguments)
+    settings = quiet(setup.device, **{"devices": _WORLD_SIZE, "strategy": "ddp", **arguments})
     return setup.per_step(partial(framework.trainer(**settings).fit, make_model(framework, **(model or {}))))
 
 
@@ -81,7 +99,13 @@ RANK_CASES: dict[str, tuple[str, Callable[[Setup], float], Callable[[Setup, Fram
         by_hand_accumulating,
         partial(trained, accumulate_grad_batches=WINDOW),
     ),
+    "fsdp_clip": (
+        "FSDP on 2 ranks, gradients clipped",
+        by_hand_sharded,
+        partial(trained, strategy="fsdp", gradient_clip_val=CLIP_NORM),
+    ),
 }
+_OURS = ("fsdp_clip",)  # Lightning refuses FSDP on CPUs
 
 
 def measure(framework: Framework, keys: list[str], setup: Setup, rounds: int) -> dict[str, list[dict[str, float]]]:
@@ -116,13 +140,14 @@ def time_ranks(
     by_package = {}
     for package, python in pythons.items() if keys else ():
         tell(f"{package} on {_WORLD_SIZE} ranks")
-        by_package[package] = _run(package, python, keys, setup, rounds)
+        possible = [key for key in keys if package == "fulmen" or key not in _OURS]
+        by_package[package] = _run(package, python, possible, setup, rounds) if possible else {}
     return [
         {
             "key": key,
             "title": title,
             "unit": "us per step",
-            "packages": {package: _summary(found[key]) for package, found in by_package.items()},
+            "packages": {package: _summary(found[key]) for package, found in by_package.items() if key in found},
         }
         for key, title in ((key, RANK_CASES[key][0]) for key in keys)
     ]

@@ -69,9 +69,9 @@ def _tables(results: dict[str, Any]) -> list[tuple[str, Table]]:
 def _times(rows: list[dict[str, Any]], packages: list[str], plain: str) -> Table:
     table = [["", plain, *packages]]
     for row in rows:
-        cells = [row["packages"][package] for package in packages]
-        median = f"{cells[0]['plain']['median']:.1f}"
-        table.append([row["title"], median, *(_over(cell) for cell in cells)])
+        cells = [row["packages"].get(package) for package in packages]
+        median = next(f"{cell['plain']['median']:.1f}" for cell in cells if cell is not None)
+        table.append([row["title"], median, *("-" if cell is None else _over(cell) for cell in cells)])
     return table
 
 

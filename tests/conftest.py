@@ -9,7 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from fulmen.strategies.process_group import leave_group
 from fulmen.utilities.rank_zero import rank_zero_only
 
 
@@ -40,6 +42,15 @@ def handlers() -> Iterator[None]:
     for signum in left:
         signal.signal(signum, before[signum])
     assert not left, f"the test left handlers behind: {left}"
+
+
+@pytest.fixture(autouse=True)
+def process_group() -> Iterator[None]:
+    """Let no test leave a process group behind: a run keeps it for the next one of its process."""
+    before = dist.is_initialized()
+    yield
+    if dist.is_initialized() and not before:
+        leave_group()
 
 
 @pytest.fixture(autouse=True)

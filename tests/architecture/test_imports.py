@@ -6,7 +6,8 @@ from tests.architecture.sources import sources
 from tests.support import run_python
 
 MOST_MODULES_OVER_TORCH = 120
-STAND_ON_JSONARGPARSE = ("fulmen.cli.argument_parser", "fulmen.cli.lightning_cli")  # classes derived from its own
+# classes derived from its own
+STAND_ON_JSONARGPARSE = ("fulmen.cli.argument_parser", "fulmen.cli.lightning_cli", "fulmen.cli.planning_cli")
 MOST_OTHER_MODULES = 10  # of the standard library, that torch had not loaded
 HEAVY = (
     "aim",

@@ -133,6 +133,15 @@ def test_max_mode_keeps_the_largest(quiet_trainer, model_class, tmp_path):
     assert names(tmp_path) == {"epoch=1-step=8.ckpt"}
 
 
+@pytest.mark.parametrize(("monitor", "expected"), [("step", {"11", "12"}), ("epoch", {"8", "12"})])
+def test_counters_can_be_monitored_without_being_logged(quiet_trainer, model_class, tmp_path, monitor, expected):
+    every = 1 if monitor == "step" else None
+    checkpoint = ModelCheckpoint(tmp_path / "c", "{step}", monitor, mode="max", save_top_k=2, every_n_train_steps=every)
+    quiet_trainer(checkpoint).fit(model_class())
+
+    assert names(tmp_path / "c") == {f"step={step}.ckpt" for step in expected}
+
+
 def test_an_equal_score_does_not_replace(quiet_trainer, model_class, tmp_path):
     checkpoint = ModelCheckpoint(tmp_path, monitor="val_loss")
     quiet_trainer(checkpoint).fit(model_class([1.0]))

@@ -22,6 +22,9 @@ class Loop:
 class Strategy:
     root_device = torch.device("cpu")
 
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.data_parallel_rank, self.data_parallel_size = rank, world_size
+
 
 class Run:
     """What is read of a Trainer."""
@@ -30,7 +33,7 @@ class Run:
 
     def __init__(self, rank: int, world_size: int) -> None:
         self.global_rank, self.world_size = rank, world_size
-        self.fit_loop, self.strategy = Loop(), Strategy()
+        self.fit_loop, self.strategy = Loop(), Strategy(rank, world_size)
 
 
 def streams(number: int) -> dict[str, Any]:

@@ -11,10 +11,12 @@ import torch
 
 from fulmen import Trainer
 from fulmen.callbacks import ModelCheckpoint
+from fulmen.compat.evaluation_loop import EvaluationLoop
 from fulmen.compat.saved_files import scan_checkpoints
 from fulmen.compat.semi_private import ON_TRAINER, AcceleratorConnector, attach
 from fulmen.compat.wrapping_io import WrappingCheckpointIO
 from fulmen.demos.boring_classes import BoringModel
+from fulmen.trainer.states import RunningStage, TrainerFn
 from tests.support import quiet, run_python
 
 
@@ -126,3 +128,33 @@ def test_a_derived_checkpoint_io_writes_reads_and_removes(tmp_path: Path) -> Non
     assert plugin.saved == ["step=1.ckpt", "step=2.ckpt"]
     assert [path.name for path in tmp_path.glob("*.ckpt")] == ["step=2.ckpt"]
     assert plugin.load_checkpoint(tmp_path / "step=2.ckpt")["global_step"] == 2
+
+
+class Shown(EvaluationLoop):
+    """As packages derive theirs: the results in a form of their own."""
+
+    @staticmethod
+    def _print_results(results: list[dict[str, Any]], stage: str) -> None:
+        print(f"{stage}: {sorted(results[0])}")  # noqa: T201 - what a package does
+
+
+class Watching(BoringModel):
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.is_inference = torch.is_inference_mode_enabled()
+        self.log("x", 1.0)
+
+
+def test_a_derived_evaluation_loop_runs_and_shows_the_results(tmp_path: Path, capsys: Any) -> None:
+    trainer, model = Trainer(**_short(tmp_path)), Watching()
+    usual = trainer.test_loop
+    trainer.test_loop = Shown(trainer, TrainerFn.TESTING, RunningStage.TESTING, inference_mode=False)
+    results = trainer.test(model)
+
+    assert results == [{"x": 1.0}]
+    assert capsys.readouterr().out == "test: ['x']\n"
+    assert (model.is_inference, trainer.inference_mode) == (False, True)
+    assert isinstance(usual, EvaluationLoop)
+    assert not isinstance(usual, Shown)
+    trainer.test_loop = Shown(trainer, TrainerFn.TESTING, RunningStage.TESTING, verbose=False)
+    trainer.test(model)
+    assert (capsys.readouterr().out, model.is_inference) == ("", True)

@@ -24,11 +24,14 @@ class FakeRanks:
         world_size: Number of ranks.
         sent: What rank 0 broadcast so far; it adds to it.
         gathered: Answers of `gather_objects`; without, every rank passes the same.
+        peers: How many neighbours get the same batches.
     """
 
-    def __init__(self, rank: int, world_size: int, sent: list[Any], gathered: list[list[Any]] | None = None) -> None:
+    def __init__(
+        self, rank: int, world_size: int, sent: list[Any], gathered: list[list[Any]] | None = None, peers: int = 1
+    ) -> None:
         self.global_rank, self.world_size = rank, world_size
-        self.distributed_sampler_kwargs = {"num_replicas": world_size, "rank": rank}
+        self.distributed_sampler_kwargs = {"num_replicas": world_size // peers, "rank": rank // peers}
         self.sent = sent
         self.gathered = list(gathered or [])
         self.num_heard = 0
@@ -65,12 +68,17 @@ def own_random_state(number: int) -> Iterator[None]:
 
 
 def run_as_ranks(
-    function: Callable[[FakeRanks], Any], world_size: int, *, seeds: list[int], gathered: list[list[Any]] | None = None
+    function: Callable[[FakeRanks], Any],
+    world_size: int,
+    *,
+    seeds: list[int],
+    gathered: list[list[Any]] | None = None,
+    peers: int = 1,
 ) -> list[Any]:
     """Return what the function gives on each rank, started from these seeds."""
     sent: list[Any] = []
     results = []
     for rank in range(world_size):
         with own_random_state(seeds[rank]):
-            results.append(function(FakeRanks(rank, world_size, sent, gathered)))
+            results.append(function(FakeRanks(rank, world_size, sent, gathered, peers)))
     return results

@@ -64,11 +64,14 @@ def open_batches(loader: Any, ranks: FakeRanks, mode: str = "max_size_cycle", li
 class Interruption:
     """An epoch on some ranks that ends after a number of batches: what was seen by then, and the positions."""
 
-    def __init__(self, make: Any, world_size: int, stop: int | None, states: list[Any] | None = None) -> None:
+    def __init__(
+        self, make: Any, world_size: int, stop: int | None, states: list[Any] | None = None, peers: int = 1
+    ) -> None:
         self.make, self.stop, self.states = make, stop, states
-        by_rank = run_as_ranks(
-            self._run, world_size, seeds=[11 * rank + (states is None) for rank in range(world_size)]
-        )
+        seeds = [11 * (rank // peers) + (states is None) for rank in range(world_size)]
+        by_rank = run_as_ranks(self._run, world_size, seeds=seeds, peers=peers)
+        self.has_equal_peers = all(_plain(each) == _plain(by_rank[i - i % peers]) for i, each in enumerate(by_rank))
+        by_rank = by_rank[::peers]
         self.seen = [batch for each in by_rank for batch in each["batches"]]
         self.positions = [each["state"] for each in by_rank]
         self.indices = by_rank[0]["indices"]
@@ -80,7 +83,8 @@ class Interruption:
         batches: TrainBatches = self.make(ranks)
         batches.set_epoch(0)
         if self.states is not None:
-            batches.load_state_dict(self.states[min(ranks.global_rank, len(self.states) - 1)])
+            share = ranks.distributed_sampler_kwargs["rank"]
+            batches.load_state_dict(self.states[min(share, len(self.states) - 1)])
         batches.set_epoch(0)
         weight, size = batches.last_weight, batches.last_size
         seen, indices = [], []
@@ -109,6 +113,10 @@ class Interruption:
 def _flat(batch: Any) -> list[int]:
     parts = batch.values() if isinstance(batch, dict) else [batch]
     return [int(i) for part in parts if part is not None for i in part]
+
+
+def _plain(result: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in result.items() if name != "state"}
 
 
 def samples(batches: list[Any]) -> list[int]:
@@ -153,6 +161,36 @@ def test_each_sample_is_seen_once_and_the_last_batch_has_its_usual_number(
     if after.indices:
         assert after.indices == list(range(int(after.num_batches) - len(after.indices), int(after.num_batches)))
         assert sum(after.weights) == pytest.approx(new_world)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    kind=st.sampled_from(["in order", "shuffle", "own generator", "own batches"]),
+    length=st.integers(1, 40),
+    size=st.integers(1, 4),
+    old=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    new=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    data=st.data(),
+)
+def test_ranks_that_work_on_one_batch_see_the_same_and_all_shares_together_each_sample_once(
+    kind: str, length: int, size: int, old: tuple[int, int], new: tuple[int, int], data: st.DataObject
+) -> None:
+    (old_shares, old_peers), (new_shares, new_peers) = old, new
+
+    def make(ranks: FakeRanks) -> TrainBatches:
+        return open_batches(make_loader(kind, length, size, ranks), ranks)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        whole = Interruption(make, old_shares * old_peers, None, peers=old_peers)
+        stop = data.draw(st.integers(1, max(1, int(whole.num_batches))), "interrupted after")
+        before = Interruption(make, old_shares * old_peers, stop, peers=old_peers)
+        after = Interruption(make, new_shares * new_peers, None, before.positions, peers=new_peers)
+
+    assert before.has_equal_peers
+    assert after.has_equal_peers
+    assert samples(before.seen + after.seen) == list(range(length))
+    assert sorted(after.later) == list(range(length))
 
 
 @settings(max_examples=30, deadline=None)

@@ -103,8 +103,8 @@ def run_world(
     notes = LambdaCallback(on_train_batch_end=save, on_train_epoch_end=lambda run, _: metrics.append(_numbers(run)))
     trainer = Trainer(
         **quiet(
-            Path(folder), devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=2,
-            callbacks=[notes], log_every_n_steps=1, **options,
+            Path(folder), devices=devices, max_epochs=2, callbacks=[notes], log_every_n_steps=1,
+            **{"strategy": "ddp" if devices > 1 else "auto", **options},
         )
     )  # fmt: skip
     trainer.fit(model, loader(batch_size, kind, **more), ckpt_path=ckpt_path)

@@ -267,6 +267,14 @@ def test_strategy_by_name_is_on_the_chosen_device(two_gpus, name):
     assert strategy.root_device == torch.device("cuda", 1)
 
 
+@pytest.mark.parametrize(("face", "saves_shards"), [("trainer", False), ("fabric", True)])
+@pytest.mark.parametrize("name", ["fsdp", "FSDP_cpu_offload"])
+def test_fsdp_by_name_saves_as_programs_of_that_side_expect(only_cpu, name, face, saves_shards):
+    strategy = resolve_strategy(strategy=name, devices=2, face=face)
+
+    assert strategy._saves_shards is saves_shards
+
+
 def test_own_strategy_object_is_completed_and_returned(only_cpu):
     own = OwnStrategy("cpu")
 

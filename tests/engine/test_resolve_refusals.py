@@ -99,9 +99,6 @@ REFUSED: list[tuple[str, dict[str, str], dict[str, Any], type[Exception], list[s
     ("mac", {}, {"strategy": DDPStrategy()}, ValueError, ["`DDPStrategy`", "MPS", "`accelerator='cpu'`"]),
     ("mac", {}, {"num_nodes": 2}, ValueError, ["2 processes", "MPS", "one machine", "`accelerator='cpu'`"]),
     ("two gpus", {}, {"strategy": "dp"}, ValueError, ["Fabric only", "`strategy='ddp'`"]),
-    # what the version does not have
-    ("two gpus", {}, {"strategy": "fsdp"}, ME, ["'fsdp'", "does not have it yet", "'ddp'"]),
-    ("two gpus", {}, {"strategy": "deepspeed_stage_3_offload"}, ME, ["does not have it yet", "'ddp'"]),
     # numbers
     ("cpu", {}, {"precision": "transformer-engine"}, ME, ["only GPUs", "'bf16-mixed'"]),
     ("cpu", {}, {"precision": "fp8-mixed"}, ME, ["only GPUs", "'bf16-mixed'", "emulate=True"]),

@@ -77,7 +77,17 @@ def test_more_batches_than_samples_are_refused():
         Throughput().update(time=1.0, batches=2, samples=1)
 
 
-@pytest.mark.parametrize("arguments", [{"window_size": 1}, {"world_size": 0}])
+def test_devices_that_work_on_one_batch_together_share_it_but_not_their_operations():
+    rates = filled(world_size=4, data_parallel_size=2).compute()
+
+    for name in ("batches_per_sec", "samples_per_sec", "items_per_sec"):
+        assert rates[name] == 2 * rates[f"device/{name}"]
+    assert rates["flops_per_sec"] == 4 * rates["device/flops_per_sec"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"window_size": 1}, {"world_size": 0}, {"world_size": 2, "data_parallel_size": 3}]
+)
 def test_impossible_settings_are_refused(arguments):
     with pytest.raises(ValueError, match="Pass"):
         Throughput(**arguments)

@@ -14,6 +14,7 @@ __all__ = ["BatchTrigger", "ScoreSource"]
 
 _Origin: TypeAlias = Literal["training step", "validation", "training epoch"]
 _ORIGINS = ("training step", "validation", "training epoch")
+_ALWAYS_THERE = ("epoch", "step")  # counters that can be monitored without being logged
 
 
 class BatchTrigger:
@@ -114,10 +115,12 @@ class ScoreSource:
 
     def is_missing(self, trainer: Trainer) -> bool:
         """Tell whether the metric is monitored, but was not logged yet."""
-        return self._monitor is not None and self._monitor not in trainer.callback_metrics
+        if self._monitor is None or self._monitor in _ALWAYS_THERE:
+            return False
+        return self._monitor not in trainer.callback_metrics
 
     def is_current(self, trainer: Trainer) -> bool:
         """Tell whether the metric, if there is one, was computed with the present weights."""
-        if self._monitor is None:
+        if self._monitor is None or (self._monitor in _ALWAYS_THERE and self._step < 0):
             return True
         return not self.is_missing(trainer) and (self.origin == "training step" or self._step == trainer.global_step)

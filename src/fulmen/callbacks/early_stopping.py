@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fulmen.callbacks.monitor import MetricMonitor, close_names, final_at_train_epoch_end, worst_score
-from fulmen.utilities.exceptions import MisconfigurationException
+from fulmen.callbacks.sharding import check_takes_whole
 from fulmen.utilities.memory import copy_to_host
 from fulmen.utilities.rank_zero import rank_prefixed_message, rank_zero_warn
 
@@ -152,11 +152,11 @@ class EarlyStopping(MetricMonitor):
         """Check that the weights can be restored under this strategy, and forget those of another run."""
         if stage == "fit" and trainer.global_step == 0:
             self._best_weights = None  # of the module of another run; those of a checkpoint are loaded after this
-        if stage == "fit" and self.restore_best_weights and trainer.strategy.restore_checkpoint_after_setup:
-            raise MisconfigurationException(
-                f"`EarlyStopping(restore_best_weights=True)` keeps a whole copy of the weights, but"
-                f" `{type(trainer.strategy).__name__}` shards them. Load `ModelCheckpoint.best_model_path` instead."
-            )
+        if stage == "fit" and self.restore_best_weights:
+            check_takes_whole(
+                trainer, "EarlyStopping(restore_best_weights=True)", "keeps a copy of the weights",
+                "Load `ModelCheckpoint.best_model_path` instead.",
+            )  # fmt: skip
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check, unless that is bound to the end of the training epoch."""
@@ -255,7 +255,7 @@ def _copy_of_weights(trainer: Trainer) -> dict[str, Any]:
     weights = trainer.lightning_module.state_dict()
     for callback in trainer.callbacks:
         if getattr(callback, "replaces_weights", False):
-            weights = callback.evaluated_weights(weights)  # type: ignore[attr-defined]  # goes with the attribute
+            weights = callback.evaluated_weights(trainer.lightning_module, weights)  # type: ignore[attr-defined]  # goes with the attribute
     return {
         name: copy_to_host(value) if isinstance(value, Tensor) else copy.deepcopy(value)
         for name, value in weights.items()

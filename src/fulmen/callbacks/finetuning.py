@@ -12,8 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from fulmen.callbacks.param_groups import discriminative_learning_rates, layer_groups, lead_schedulers
+from fulmen.callbacks.sharding import check_takes_parts
 from fulmen.core.callback import Callback
 from fulmen.utilities.exceptions import MisconfigurationException
+from fulmen.utilities.model_helpers import batch_norms
 from fulmen.utilities.options import check_function, check_number
 from fulmen.utilities.rank_zero import rank_zero_warn
 
@@ -212,11 +214,7 @@ class BaseFinetuning(Callback):
         """Freeze, before the optimizers are made."""
         if stage != "fit":
             return
-        if trainer.strategy.restore_checkpoint_after_setup:
-            raise MisconfigurationException(
-                f"`{type(self).__name__}` freezes single parameters, but `{type(trainer.strategy).__name__}` flattens"
-                " or shards them. Train with `strategy='ddp'` or on one device."
-            )
+        check_takes_parts(trainer, type(self).__name__, "freezes single parameters")
         self._layout, self._frozen, self._without_statistics, self._is_resumed = {}, [], [], False
         self.freeze_before_training(pl_module)
 
@@ -262,7 +260,8 @@ class BaseFinetuning(Callback):
             for index, optimizer in enumerate(trainer.optimizers)
         }
         self._frozen = [name for name, each in pl_module.named_parameters() if not each.requires_grad]
-        self._without_statistics = [name for name, each in _norms(pl_module) if not each.track_running_stats]
+        norms = batch_norms(pl_module)
+        self._without_statistics = [name for name, each in norms.items() if not each.track_running_stats]
 
     # ---- checkpoints
     def state_dict(self) -> dict[str, Any]:
@@ -506,10 +505,6 @@ def _set_trainable(module: nn.Module, trains: bool) -> None:
         parameter.requires_grad = trains
 
 
-def _norms(module: nn.Module) -> list[tuple[str, _BatchNorm]]:
-    return [(name, each) for name, each in module.named_modules() if isinstance(each, _BatchNorm)]
-
-
 def _left_out(module: nn.Module, layout: dict[int, list[dict[str, Any]]]) -> set[str]:
     known = {name for groups in layout.values() for group in groups for name in group["params"]}
     return {name for name, _ in module.named_parameters()} - known
@@ -518,7 +513,7 @@ def _left_out(module: nn.Module, layout: dict[int, list[dict[str, Any]]]) -> set
 def _restore_frozen(module: nn.Module, frozen: set[str], without_statistics: set[str]) -> None:
     for name, parameter in module.named_parameters():
         parameter.requires_grad = name not in frozen
-    for name, norm in _norms(module):
+    for name, norm in batch_norms(module).items():
         norm.track_running_stats = name not in without_statistics
 
 
@@ -538,6 +533,8 @@ def _regroup(optimizer: Optimizer, groups: list[dict[str, Any]], parameters: dic
 def _wrap_anew(trainer: Trainer, pl_module: LightningModule, trained_before: int) -> None:
     """Let `DistributedDataParallel` know of parameters that begin to train."""
     strategy = trainer.strategy
+    if strategy.has_dtensors:  # there is no wrapper
+        return
     is_wrapped = isinstance(strategy.model, DistributedDataParallel) or trainer.world_size > 1
     if is_wrapped and _num_trainable(pl_module) != trained_before:
         strategy.model = None  # with the old wrapper its hooks on the parameters go

@@ -6,18 +6,19 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from fulmen.callbacks.sharding import check_takes_parts
 from fulmen.core.callback import Callback
 from fulmen.utilities.exceptions import MisconfigurationException
 from fulmen.utilities.options import check_number
+from fulmen.utilities.sharded_gradients import has_shards, total_norm
 
 if TYPE_CHECKING:
     from fulmen.core.module import LightningModule
     from fulmen.trainer.trainer import Trainer
 
-__all__ = ["GradientMonitor", "check_interval", "check_whole_gradients", "norm_of"]
+__all__ = ["GradientMonitor", "check_interval", "norm_of"]
 
 _By = Literal["layer", "parameter", "total"]
 
@@ -28,6 +29,8 @@ class GradientMonitor(Callback):
     `grad_norm/<name>` and `grad_norm_total` are of the gradients that the optimizer gets, over all micro-batches and
     ranks, before they are clipped. `update_ratio/<name>` and `update_ratio_total` are the norm of the change of the
     weights in this step over that of the weights before it; for many networks about 1e-3 is healthy.
+
+    Where parameters are divided among ranks, numbers are of whole parameters.
 
     It measures only in the steps that it logs: then it takes one pass over the gradients, one wait for the device, and
     for `update_ratio` a copy of the weights until the step is done. Other steps cost two looks at a counter.
@@ -41,8 +44,7 @@ class GradientMonitor(Callback):
         last: The latest row.
 
     Raises:
-        MisconfigurationException: An argument has no accepted value, or when training begins, each rank has only a part
-            of the gradients.
+        MisconfigurationException: An argument has no accepted value, or the strategy keeps weights in its own form.
 
     Example::
 
@@ -71,9 +73,12 @@ class GradientMonitor(Callback):
         """Key of this callback, so that several can be used at once."""
         return self._generate_state_key(every_n_steps=self.every_n_steps, by=self.by)
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse strategies whose gradients cannot be read."""
+        check_takes_parts(trainer, type(self).__name__, "reads gradients and weights")
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the layers."""
-        check_whole_gradients(type(self).__name__, pl_module)
         self._every = trainer.log_every_n_steps if self.every_n_steps is None else self.every_n_steps
         self._groups = self._grouped(pl_module)
         self._norms, self._before = {}, []
@@ -132,19 +137,14 @@ def check_interval(name: str, every_n_steps: Any) -> None:
     )  # fmt: skip
 
 
-def check_whole_gradients(name: str, module: nn.Module) -> None:
-    """Refuse parameters that are divided among ranks: each would see the norm of its own part only."""
-    divided = next((each for each, parameter in module.named_parameters() if isinstance(parameter, DTensor)), None)
-    if divided is not None:
-        raise MisconfigurationException(
-            f"`{name}` reads whole gradients, but `{divided}` is divided among ranks. Use a strategy that keeps whole"
-            " parameters, such as 'ddp', or log `gradnorm_of(self, 2)` in `on_before_optimizer_step`."
-        )
-
-
 def norm_of(tensors: list[Tensor]) -> Tensor:
-    """Return the Euclidean norm of all entries of all tensors, in single precision at least."""
+    """Return the Euclidean norm of all entries of all tensors, in single precision at least.
+
+    Of tensors that are divided among ranks it is that of the whole ones; all ranks must call.
+    """
     dense = [each.coalesce().values() if each.is_sparse else each for each in tensors]
+    if has_shards(dense):
+        return total_norm(dense)
     norm = torch.nn.utils.get_total_norm([each.detach() for each in dense if each.numel()])
     return norm.to(torch.promote_types(norm.dtype, torch.float32))
 

@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from fulmen.callbacks.gradient_accumulation_scheduler import GradientAccumulationScheduler
-from fulmen.callbacks.gradient_monitor import check_interval, check_whole_gradients, norm_of
+from fulmen.callbacks.gradient_monitor import check_interval, norm_of
+from fulmen.callbacks.sharding import check_takes_whole
 from fulmen.core.callback import Callback
 from fulmen.utilities.exceptions import MisconfigurationException
 from fulmen.utilities.options import check_number
@@ -82,10 +83,16 @@ class GradientNoiseScale(Callback):
         return self._noise / self._signal if self._signal > 0 else math.nan
 
     # ---- before
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse strategies under which no rank sees the whole gradient of a micro-batch."""
+        check_takes_whole(
+            trainer, type(self).__name__, "reads the whole gradient of each micro-batch",
+            "Measure with `strategy='ddp'` or on one device, on a smaller model of the same kind.",
+        )  # fmt: skip
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse runs in which there is nothing to compare."""
         name = type(self).__name__
-        check_whole_gradients(name, pl_module)
         self._every = trainer.log_every_n_steps if self.every_n_steps is None else self.every_n_steps
         if not pl_module.automatic_optimization:
             raise MisconfigurationException(
@@ -98,7 +105,7 @@ class GradientNoiseScale(Callback):
                 " a batch. Pass a number."
             )
         has_plan = any(isinstance(each, GradientAccumulationScheduler) for each in trainer.callbacks)
-        if trainer.world_size == 1 and trainer.accumulate_grad_batches == 1 and not has_plan:
+        if trainer.strategy.data_parallel_size == 1 and trainer.accumulate_grad_batches == 1 and not has_plan:
             raise MisconfigurationException(
                 f"`{name}` compares the gradients of several micro-batches of a step, but there is only one. Set"
                 " `Trainer(accumulate_grad_batches=2)` or more, with as much smaller batches, or use several devices."
@@ -150,7 +157,7 @@ class GradientNoiseScale(Callback):
         if trainer.world_size > 1:
             own = trainer.strategy.all_reduce(own, reduce_op="mean")
         small, large_norm, inverse_size = own.tolist()  # sync: a row
-        self._add(small, large_norm, inverse_size, len(self._small) * trainer.world_size)
+        self._add(small, large_norm, inverse_size, len(self._small) * trainer.strategy.data_parallel_size)
         self._log(trainer)
 
     def _add(self, small: float, large: float, inverse_size: float, count: int) -> None:

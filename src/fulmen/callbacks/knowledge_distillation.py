@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fulmen.core.callback import Callback
 from fulmen.utilities.exceptions import MisconfigurationException
 from fulmen.utilities.options import check_function, check_number
+from fulmen.utilities.step_outputs import loss_in
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -194,8 +195,7 @@ class KnowledgeDistillation(Callback):
 
     def _with_teacher(self, pl_module: LightningModule, output: Any, distance: Tensor) -> Any:
         pl_module.log("distillation_loss", distance.detach(), on_step=False, on_epoch=True)
-        loss = output["loss"] if isinstance(output, Mapping) else output
-        mixed = (1 - self.alpha) * loss + self.alpha * distance
+        mixed = (1 - self.alpha) * loss_in(output) + self.alpha * distance
         return {**output, "loss": mixed} if isinstance(output, Mapping) else mixed
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from fulmen.callbacks.learning_snapshot import LearningSnapshot
+from fulmen.callbacks.sharding import check_takes_parts
 from fulmen.core.callback import Callback
 from fulmen.strategies.optimizer_state import is_sharded
 from fulmen.utilities.exceptions import MisconfigurationException
@@ -144,6 +145,10 @@ class NonFiniteGuard(Callback):
         return self._generate_state_key(action=self.action, check=self.check)
 
     # ---- the run
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse strategies whose gradients and weights cannot be read."""
+        check_takes_parts(trainer, f"NonFiniteGuard(action={self.action!r})", "reads gradients and weights")
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what the action cannot work with.
 
@@ -198,13 +203,21 @@ class NonFiniteGuard(Callback):
         """
         if self.action != "rollback" or trainer.fit_loop.has_started_window or not self._snapshot_is_due(trainer):
             return
-        if bad := _not_finite(dict(pl_module.named_parameters())):
+        if bad := self._bad_weights(trainer, pl_module):
             if self._snapshot is None:
                 raise self._error(trainer, f"before the first step the weights are not finite: {_listed(bad)}", ())
             return  # the next step will find it
         self._snapshot = None  # first, so that there is never more than one
         self._snapshot = LearningSnapshot(trainer)
         self._returns_to_snapshot = 0
+
+    @staticmethod
+    def _bad_weights(trainer: Trainer, pl_module: LightningModule) -> list[str]:
+        """The names of parameters that are not finite, the same on all ranks."""
+        bad = _not_finite(dict(pl_module.named_parameters()))
+        if not trainer.strategy.has_dtensors:
+            return bad
+        return list(dict.fromkeys(name for names in trainer.strategy.gather_objects(bad) for name in names))
 
     def _snapshot_is_due(self, trainer: Trainer) -> bool:
         snapshot = self._snapshot
@@ -361,9 +374,9 @@ class NonFiniteGuard(Callback):
 
 
 def _largest_gradient(optimizer: Optimizer) -> Tensor:
-    """Return the largest absolute entry of all gradients; NaN if there is one."""
+    """Return the largest absolute entry of all gradients, of this rank's parts of them; NaN if there is one."""
     gradients = [
-        gradient.coalesce().values() if gradient.is_sparse else gradient
+        _own_entries(gradient)
         for group in optimizer.param_groups
         for parameter in group["params"]
         if (gradient := parameter.grad) is not None
@@ -381,7 +394,13 @@ def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def _is_finite(tensor: Tensor) -> Tensor:
-    return (tensor.coalesce().values() if tensor.is_sparse else tensor).isfinite().all()
+    return _own_entries(tensor).isfinite().all()
+
+
+def _own_entries(tensor: Tensor) -> Tensor:
+    """What this rank has of a tensor; the others look at theirs."""
+    values: Tensor = getattr(tensor, "_local_tensor", tensor)
+    return values.coalesce().values() if values.is_sparse else values
 
 
 def _listed(names: list[str]) -> str:

@@ -38,7 +38,8 @@ class BasePredictionWriter(Callback):
     """Write predictions after each batch, at the end, or both; override one or both `write_` methods.
 
     On several ranks each writes what it predicted, so a file name must hold `trainer.global_rank`. `batch_indices` say
-    which samples of the dataset they are; they are empty for streams, which have none.
+    which samples of the dataset they are; they are empty for streams, which have none. Of ranks that work on the same
+    batches (tensor parallel) only the first writes, so the methods must not wait for other ranks.
     With "epoch", all predictions of a rank are held in host memory until then.
 
     Args:
@@ -139,12 +140,12 @@ class BasePredictionWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Write a batch, if batches are written."""
-        if self.interval.on_batch:
+        if self.interval.on_batch and trainer.strategy.speaks_for_share:
             indices = trainer.predict_loop.current_batch_indices
             self.write_on_batch_end(trainer, pl_module, outputs, indices, batch, batch_idx, dataloader_idx)
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write everything, if that is asked for."""
-        if self.interval.on_epoch:
+        if self.interval.on_epoch and trainer.strategy.speaks_for_share:
             loop = trainer.predict_loop
             self.write_on_epoch_end(trainer, pl_module, loop.predictions, loop.epoch_batch_indices)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from fulmen.callbacks.same_on_ranks import take_from_first_rank
+from fulmen.callbacks.sharding import check_takes_whole
 from fulmen.core.callback import Callback
 from fulmen.utilities.exceptions import MisconfigurationException
 from fulmen.utilities.options import check_number
@@ -181,6 +182,10 @@ class ModelPruning(Callback):
         """Find the parameters, and keep their initial values if they are to come back."""
         if stage != "fit":
             return
+        check_takes_whole(
+            trainer, "ModelPruning", "compares the values of whole parameters",
+            "Prune in a run with `strategy='ddp'` or on one device.",
+        )  # fmt: skip
         _refuse_averages(trainer)
         self.make_pruning_permanent(pl_module)  # left by a run that broke down, or that kept the pairs
         pairs = self.sanitize_parameters_to_prune(pl_module, self._given_targets, self._parameter_names)

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
+from fulmen.callbacks.sharding import check_takes_parts
 from fulmen.core.callback import Callback
 from fulmen.utilities.exceptions import MisconfigurationException
 from fulmen.utilities.lazy import require
 from fulmen.utilities.options import check_function, check_number
+from fulmen.utilities.sharded_gradients import has_shards
 
 if TYPE_CHECKING:
     from fulmen.core.module import LightningModule
@@ -72,6 +74,7 @@ class QuantizationAwareTraining(Callback):
     # ---- hooks
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Replace the layers, before there are optimizers and before weights are loaded."""
+        check_takes_parts(trainer, type(self).__name__, "rounds weights")
         if not any(_rounding_layers(pl_module)):
             self._prepare(pl_module)
         _switch(pl_module, on=True)
@@ -107,7 +110,15 @@ class QuantizationAwareTraining(Callback):
         Returns:
             The copy, in eval mode. Its `state_dict` can be saved, and loads with `weights_only=True` and `assign=True`
             into a module that was never quantized, as long as torchao has been imported.
+
+        Raises:
+            MisconfigurationException: Each rank has only a part of the weights.
         """
+        if has_shards(module.parameters()):
+            raise MisconfigurationException(
+                f"`QuantizationAwareTraining.convert` rounds whole weights, but those of `{type(module).__name__}` are"
+                " divided among ranks. Load a checkpoint of the run into a new module on one process, and convert that."
+            )
         quantization, qat = _torchao()
         converted = copy.deepcopy(module).eval()
         if not any(_rounding_layers(converted)):

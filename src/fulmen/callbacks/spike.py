@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fulmen.core.callback import Callback
 from fulmen.fabric.spike import SpikeDetection as FabricSpikeDetection
+from fulmen.utilities.step_outputs import loss_in
 
 if TYPE_CHECKING:
     from fulmen.core.module import LightningModule
@@ -51,7 +51,7 @@ class SpikeDetection(FabricSpikeDetection, Callback):
             TrainingSpikeException: It jumped, on any rank.
             TypeError: `training_step` of a module that optimizes by hand returned no loss.
         """
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        loss = loss_in(outputs)
         if loss is None and pl_module.automatic_optimization:
             return  # a batch that was skipped
         if loss is None:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import SWALR
 
+from fulmen.callbacks.sharding import check_takes_whole
 from fulmen.core.callback import Callback
 from fulmen.utilities.exceptions import MisconfigurationException
+from fulmen.utilities.model_helpers import batch_norms
 from fulmen.utilities.options import check_function, check_number, parse_device
 from fulmen.utilities.rank_zero import rank_zero_warn
 from fulmen.utilities.types import LRSchedulerConfig
@@ -103,11 +104,10 @@ class StochasticWeightAveraging(Callback):
         """Check that strategy and callbacks leave weights whole, and forget an earlier run."""
         if stage != "fit":
             return
-        if trainer.strategy.restore_checkpoint_after_setup:
-            raise MisconfigurationException(
-                f"`StochasticWeightAveraging` averages whole weights, but `{type(trainer.strategy).__name__}` shards"
-                " them. Train with `strategy='ddp'` or on one device, or leave the callback out."
-            )
+        check_takes_whole(
+            trainer, "StochasticWeightAveraging", "averages whole weights",
+            "Use `WeightAveraging`, which averages parts, or train with `strategy='ddp'` or on one device.",
+        )  # fmt: skip
         others = [each for each in trainer.callbacks if each is not self and getattr(each, "copies_module", False)]
         if others:
             raise MisconfigurationException(
@@ -174,7 +174,7 @@ class StochasticWeightAveraging(Callback):
         """Go on inside the last epoch, if the checkpoint was taken there."""
         momenta = None if self._loaded is None else self._loaded.get("momenta")
         if momenta is not None and trainer.fit_loop.restarted_mid_epoch:
-            self.momenta = dict(zip(_batch_norms(pl_module), momenta, strict=True))
+            self.momenta = dict(zip(batch_norms(pl_module).values(), momenta, strict=True))
             self._average_statistics()
             trainer.fit_loop.learn(False)
         self._loaded = None
@@ -293,7 +293,7 @@ class StochasticWeightAveraging(Callback):
         Args:
             pl_module: The module.
         """
-        return bool(_batch_norms(pl_module))
+        return bool(batch_norms(pl_module))
 
     def reset_batch_norm_and_save_state(self, pl_module: nn.Module) -> None:
         """Let batch norms begin a plain mean over all batches; `reset_momenta` undoes it.
@@ -301,8 +301,8 @@ class StochasticWeightAveraging(Callback):
         Args:
             pl_module: The module.
         """
-        self.momenta = {each: each.momentum for each in _batch_norms(pl_module)}
-        for each in _batch_norms(pl_module):
+        self.momenta = {each: each.momentum for each in batch_norms(pl_module).values()}
+        for each in batch_norms(pl_module).values():
             each.reset_running_stats()
         self._average_statistics()
 
@@ -334,10 +334,6 @@ class StochasticWeightAveraging(Callback):
         self._loaded = state_dict
         self._latest_update_epoch = state_dict["latest_update_epoch"]
         self._is_transferred = state_dict.get("is_transferred", False)
-
-
-def _batch_norms(module: nn.Module) -> list[_BatchNorm]:
-    return [each for each in module.modules() if isinstance(each, _BatchNorm)]
 
 
 def _check_arguments(swa_lrs: Any, start: Any, annealing_epochs: Any, annealing_strategy: Any) -> None:

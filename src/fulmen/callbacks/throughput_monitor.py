@@ -100,7 +100,8 @@ class ThroughputMonitor(Callback):
 
     The floating point operations of a batch are the module's `flops_per_batch` if it has that attribute or property
     (it may depend on `self.training`). Otherwise those of the first batch of each stage are counted, which makes it
-    slow, and taken in proportion to the number of samples; modules that are compiled cannot be counted.
+    slow, and taken in proportion to the number of samples; modules that are compiled cannot be counted. Devices that
+    work on one batch together (tensor parallel) are taken to share its operations evenly.
 
     On a GPU events of its own clock are read when a row is due: no batch waits for another.
 
@@ -146,6 +147,7 @@ class ThroughputMonitor(Callback):
         self._stages: dict[str, _Stage] = {}
         self._saved: dict[str, float] | None = None  # totals of training before a resume
         self._val_batches = 0  # of earlier validations of this fit: the x axis of the next
+        self._num_peers = 1  # how many devices share the operations of a batch
         self._counter: FlopCounterMode | None = None  # while a first batch is counted
         self._counts_flops = False
         self._module_knows = False
@@ -159,6 +161,7 @@ class ThroughputMonitor(Callback):
             self.available_flops = get_available_flops(trainer.strategy.root_device, dtype)
         self._stages.clear()
         self._val_batches = 0
+        self._num_peers = trainer.world_size // trainer.strategy.data_parallel_size
         self._module_knows = hasattr(pl_module, "flops_per_batch")
         self._counts_flops = not self._module_knows and not holds_compiled(pl_module)
         if not self._module_knows and not self._counts_flops:
@@ -169,10 +172,13 @@ class ThroughputMonitor(Callback):
             )
 
     def _start(self, trainer: Trainer, stage: str) -> _Stage:
-        settings = {"world_size": trainer.world_size, **self.kwargs, "available_flops": self.available_flops}
+        strategy = trainer.strategy
+        settings = {**self.kwargs, "available_flops": self.available_flops}
+        if "world_size" not in settings:
+            settings |= {"world_size": strategy.world_size, "data_parallel_size": strategy.data_parallel_size}
         throughput = Throughput(**settings)
         window = self.kwargs.get("window_size", 100)
-        started = _Stage(throughput, _Clock(trainer.strategy.root_device), deque(maxlen=window))
+        started = _Stage(throughput, _Clock(strategy.root_device), deque(maxlen=window))
         known = self._stages.get(stage)
         started.flops_per_sample = None if known is None else known.flops_per_sample
         self._stages[stage] = started
@@ -285,6 +291,8 @@ class ThroughputMonitor(Callback):
             flops = int(module.flops_per_batch)  # type: ignore[arg-type]  # checked in `setup`
         elif stage.flops_per_sample is not None:
             flops = round(stage.flops_per_sample * samples)
+        if flops is not None:
+            flops //= self._num_peers
         now = stage.clock.now()
         stage.marks.append(_Mark(now, int(totals["batches"]), int(totals["samples"]), lengths, flops))
 

@@ -10,11 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from fulmen.callbacks.averaged_parts import AveragedParts
 from fulmen.callbacks.same_on_ranks import take_from_first_rank
+from fulmen.callbacks.sharding import check_takes_parts
 from fulmen.core.callback import Callback
 from fulmen.utilities.exceptions import MisconfigurationException
 from fulmen.utilities.options import check_function, check_number, parse_device
 from fulmen.utilities.rank_zero import rank_zero_warn
+from fulmen.utilities.sharded_gradients import has_shards
+from fulmen.utilities.state_names import named_as_in, without_compiler_names
 
 if TYPE_CHECKING:
     from fulmen.core.module import LightningModule
@@ -34,6 +38,9 @@ class WeightAveraging(Callback):
 
     A checkpoint has the average under `state_dict`, so that `load_from_checkpoint`, `validate` and `test` use it, and
     what training goes on from under `current_model_state`. One with weights only has the average.
+
+    Where weights are divided among ranks (FSDP, tensor parallel), so is the average, in memory as in checkpoint
+    folders; a checkpoint can be loaded with another division.
 
     Args:
         device: Where the average is kept; `None` is the device of the module. `"cpu"` saves memory of the GPU, and
@@ -75,6 +82,7 @@ class WeightAveraging(Callback):
         self._kwargs = kwargs
         # ---- state
         self._average: AveragedModel | None = None
+        self._parts: AveragedParts | None = None  # what `_average` is of, where ranks have only parts of the weights
         self._latest_update_step = 0
         self._is_swapped = False  # the module holds the average, and `_average` the trained weights
         self._loaded: dict[str, Any] | None = None  # of a checkpoint, until the average exists
@@ -91,24 +99,26 @@ class WeightAveraging(Callback):
 
     # ---- set-up
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that the strategy keeps weights whole, and forget the average of an earlier run."""
+        """Check that the strategy's weights can be averaged, and forget the average of an earlier run."""
         if stage != "fit":
             return
-        if trainer.strategy.restore_checkpoint_after_setup:
-            raise MisconfigurationException(
-                f"`{type(self).__name__}` averages whole weights, but `{type(trainer.strategy).__name__}` shards them."
-                " Train with `strategy='ddp'` or on one device, or leave the callback out."
-            )
+        check_takes_parts(trainer, type(self).__name__, "averages weights")
+        self._parts = None
         self._average, self._loaded, self._is_swapped, self._latest_update_step = None, None, False, 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Copy the module, which is on its device by now, and take over the average of a checkpoint."""
-        self._average = AveragedModel(pl_module, use_buffers=self._use_buffers, **self._averaging_arguments())
-        # only the module: the counter stays in host memory, where reading it waits for no device
-        self._average.module.to(self._device or pl_module.device)
-        self._average.requires_grad_(False)
+        arguments = {"use_buffers": self._use_buffers, **self._averaging_arguments()}
+        if has_shards(_tensors(pl_module)):
+            self._parts = AveragedParts(pl_module, self._device, **arguments)
+            self._average = self._parts.average
+        else:
+            self._average = AveragedModel(pl_module, **arguments)
+            # only the module: the counter stays in host memory, where reading it waits for no device
+            self._average.module.to(self._device or pl_module.device)
+            self._average.requires_grad_(False)
         if self._loaded is not None:
-            self._take_over(pl_module, self._loaded)
+            self._take_over(trainer, pl_module, self._loaded)
             self._loaded = None
 
     def _averaging_arguments(self) -> dict[str, Any]:
@@ -116,7 +126,7 @@ class WeightAveraging(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the average, which a run makes anew, for processes that are started."""
-        return {**self.__dict__, "_average": None, "_is_swapped": False}
+        return {**self.__dict__, "_average": None, "_parts": None, "_is_swapped": False}
 
     # ---- averaging
     def on_train_batch_end(
@@ -146,7 +156,10 @@ class WeightAveraging(Callback):
 
     def _update(self, pl_module: LightningModule) -> None:
         assert self._average is not None  # noqa: S101 - made before training
-        self._average.update_parameters(pl_module)
+        if self._parts is not None:
+            self._parts.update(pl_module)
+        else:
+            self._average.update_parameters(pl_module)
 
     @property
     def _has_average(self) -> bool:
@@ -184,7 +197,8 @@ class WeightAveraging(Callback):
     @torch.no_grad()
     def _swap(self, pl_module: LightningModule) -> None:
         assert self._average is not None  # noqa: S101 - both callers know that there is one
-        for averaged, trained in zip(_tensors(self._average.module), _tensors(pl_module), strict=True):
+        pairs = (_tensors(self._average.module), _tensors(pl_module))
+        for averaged, trained in zip(*(pairs if self._parts is None else self._parts.parts_of(pl_module)), strict=True):
             kept = trained.clone()
             trained.copy_(averaged)
             averaged.copy_(kept)
@@ -199,25 +213,26 @@ class WeightAveraging(Callback):
         """Take back what `state_dict` returned."""
         self._latest_update_step = state_dict["latest_update_step"]
 
-    def evaluated_weights(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+    def evaluated_weights(self, pl_module: LightningModule, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Return the weights that validation evaluates.
 
         Args:
+            pl_module: The module.
             state_dict: That of the module, as it is now.
 
         Returns:
             The average under the module's names, or `state_dict` while there is none.
         """
-        return state_dict if self._is_swapped or not self._has_average else self._kept()
+        return state_dict if self._is_swapped or not self._has_average else self._kept(pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put the average in the place of the weights, and the trained weights beside it."""
         if self._average is None:  # outside fit
             return
         of_module = checkpoint["state_dict"]
-        checkpoint["state_dict"] = self.evaluated_weights(of_module)
+        checkpoint["state_dict"] = self.evaluated_weights(pl_module, of_module)
         if "callbacks" in checkpoint:  # else it is not for training
-            checkpoint["current_model_state"] = self._kept() if self._is_swapped else of_module
+            checkpoint["current_model_state"] = self._kept(pl_module) if self._is_swapped else of_module
             state = self._average.state_dict()
             checkpoint["averaging_state"] = {key: state[key] for key in state if not key.startswith(_PREFIX)}
 
@@ -234,20 +249,25 @@ class WeightAveraging(Callback):
         if self._average is None:
             self._loaded = checkpoint
         else:
-            self._take_over(pl_module, checkpoint)
+            self._take_over(trainer, pl_module, checkpoint)
 
-    def _take_over(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def _take_over(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         assert self._average is not None  # noqa: S101 - both callers know that there is one
         strict = pl_module.strict_loading
-        pl_module.load_state_dict(checkpoint["current_model_state"], strict=strict)
-        self._average.module.load_state_dict(checkpoint["state_dict"], strict=strict)
+        if self._parts is not None:
+            self._parts.load(trainer, pl_module, checkpoint["state_dict"])
+        else:
+            average = self._average.module
+            average.load_state_dict(named_as_in(average, checkpoint["state_dict"]), strict=strict)
+        trainer.strategy.load_module_state_dict(pl_module, checkpoint["current_model_state"], strict=strict)
         self._average.n_averaged.copy_(checkpoint["averaging_state"]["n_averaged"])
 
-    def _kept(self) -> dict[str, Any]:
+    def _kept(self, pl_module: LightningModule) -> dict[str, Any]:
         """Return what lies in `_average`, under the module's names."""
         assert self._average is not None  # noqa: S101 - both callers know that there is one
-        state = self._average.state_dict()
-        return {key.removeprefix(_PREFIX): state[key] for key in state if key.startswith(_PREFIX)}
+        if self._parts is not None:
+            return self._parts.state_dict(pl_module)
+        return without_compiler_names(self._average.module, self._average.module.state_dict())
 
 
 class EMAWeightAveraging(WeightAveraging):

@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 
 from fulmen.checkpoint.contents import OWN_KEY
-from fulmen.checkpoint.search import INTERRUPTED_NAME, files_of, hpc_files, modified, on_exception_file
+from fulmen.checkpoint.search import INTERRUPTED_NAME, files_of, hpc_files, is_whole_folder, modified, on_exception_file
 from fulmen.utilities.exceptions import DamagedFileError
-from fulmen.utilities.files import is_local, load_file, local_path, verify_file
+from fulmen.utilities.files import is_local, is_sharded_folder, load_file, local_path, verify_file
 from fulmen.utilities.finite import first_non_finite
 from fulmen.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
@@ -176,16 +176,25 @@ def _folders_of_earlier_versions(trainer: Trainer, saver: object, folder: str) -
 
 def _content(path: str) -> dict[str, Any] | None:
     """Return what is in a file; of a local one the tensors stay on the disk until they are read."""
-    if is_local(path) and os.path.isdir(local_path(path)):
-        return None
     try:
-        if is_local(path):
+        if is_sharded_folder(path):
+            content: Any = _content_of_folder(path)
+        elif is_local(path):
             content = torch.load(local_path(path), map_location="cpu", mmap=True, weights_only=True)
         else:
             content = load_file(path, map_location="cpu", weights_only=True)
     except Exception:  # damaged, or with objects in it that are not to be made: reading it for good will tell
         return None
     return content if isinstance(content, dict) else None
+
+
+def _content_of_folder(path: str) -> dict[str, Any]:
+    from fulmen.plugins.io.distributed_io import MOST_BYTES_TO_CHECK, ShardedCheckpoint
+
+    checkpoint = ShardedCheckpoint(path, weights_only=True)
+    if checkpoint.num_bytes > MOST_BYTES_TO_CHECK:
+        del checkpoint["state_dict"]  # too much for one process to look for values that are not finite
+    return checkpoint
 
 
 # ---- which
@@ -209,6 +218,8 @@ def _objection(candidate: _Candidate, trainer: Trainer, fn: str) -> str | None:
         try:
             if not os.path.isdir(local_path(candidate.path)):
                 verify_file(candidate.path)
+            elif not is_whole_folder(candidate.path):
+                return "damaged"
         except (DamagedFileError, FileNotFoundError):
             return "damaged"
     elif content is None:
@@ -248,5 +259,5 @@ def _other_hparams(content: dict[str, Any], trainer: Trainer) -> str:
 
 def _not_finite(content: dict[str, Any], trainer: Trainer) -> str | None:
     weights = content.get("state_dict", {})
-    named = [(name, weights.get(name)) for name, _ in trainer.lightning_module.named_parameters()]
+    named = ((name, weights.get(name)) for name, _ in trainer.lightning_module.named_parameters())
     return first_non_finite((name, value) for name, value in named if isinstance(value, Tensor))

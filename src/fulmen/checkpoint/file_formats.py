@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fulmen.checkpoint.consolidate import read_sharded, trainer_layout
+from fulmen.checkpoint.consolidate import read_sharded
 from fulmen.checkpoint.contents import OWN_KEY
 from fulmen.checkpoint.untrusted import StandIn, read_untrusted
 from fulmen.utilities.exceptions import DamagedFileError
@@ -66,6 +66,8 @@ def read_any(path: str | os.PathLike[str], *, trust: bool = False, key: str | No
     if is_local(name) and not os.path.exists(local_path(name)):
         raise FileNotFoundError(f"there is no file or folder {name!r}")
     if is_local(name) and os.path.isdir(local_path(name)):
+        from fulmen.plugins.io.distributed_io import trainer_layout
+
         return _with_weights(FileContents(name, _OTHER, trainer_layout(read_sharded(name)), is_sharded=True), key)
     if name.endswith(".safetensors"):
         return _read_safetensors(name)

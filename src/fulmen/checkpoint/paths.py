@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fulmen.checkpoint.auto import newest_of_run
-from fulmen.checkpoint.search import INTERRUPTED_NAME, files_of, hpc_files, hpc_number, modified, on_exception_file
+from fulmen.checkpoint.search import (
+    INTERRUPTED_NAME,
+    files_of,
+    hpc_files,
+    hpc_number,
+    is_checkpoint_folder,
+    is_whole_folder,
+    modified,
+    on_exception_file,
+)
 from fulmen.utilities.exceptions import DamagedFileError
 from fulmen.utilities.files import is_local, load_file, local_path, verify_file
 from fulmen.utilities.model_registry import (
@@ -98,8 +107,11 @@ def _existing(path: str) -> str:
             + ("" if os.path.isabs(path) else f" (in the folder `{os.getcwd()}`)")
             + ". Check the path, or use 'best' or 'last'."
         )
-    if os.path.isdir(local_path(path)):
-        raise IsADirectoryError(f"`ckpt_path={path!r}` is a folder, but a checkpoint is a file. Name the file in it.")
+    if os.path.isdir(local_path(path)) and not is_checkpoint_folder(path):
+        raise IsADirectoryError(
+            f"`ckpt_path={path!r}` is a folder without the shards of a checkpoint (`.metadata`). Name the file, or the"
+            " checkpoint's own folder, in it."
+        )
     return path
 
 
@@ -198,9 +210,9 @@ def _newest_first(paths: list[str]) -> list[str]:
 
 
 def _is_whole(path: str) -> bool:
-    if is_local(path) and os.path.isdir(local_path(path)):
-        return True  # a sharded checkpoint
     try:
+        if is_local(path) and os.path.isdir(local_path(path)):
+            return is_whole_folder(path)
         if is_local(path):
             verify_file(path)
         else:

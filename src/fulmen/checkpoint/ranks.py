@@ -1,9 +1,10 @@
 """What each rank has for itself in a checkpoint, and what it takes of it where another number of ranks goes on.
 
-Every rank saves its random state and its position, with the metrics of the unfinished epoch. As many ranks as before
-take their own back. Otherwise random numbers go on on the ranks that there were, ranks that are new get streams of
-their own, and the metrics are divided anew. The position counts what all ranks together have seen, so the loaders can
-divide the rest of the epoch.
+Ranks are data-parallel ranks here: processes that work on one batch together count as one, and go on alike. Each saves
+its random state and its position, with the metrics of the unfinished epoch. As many ranks as before take their own
+back. Otherwise random numbers go on on the ranks that there were, ranks that are new get streams of their own, and the
+metrics are divided anew. The position counts what all ranks together have seen, so the loaders can divide the rest of
+the epoch.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def dump_of_ranks(trainer: Trainer) -> dict[str, Any]:
     # without a position there is nothing to go on with exactly; the workers of `ddp_spawn` are gone after their run
     if trainer.world_size == 1 or not own["position"]:
         return own
-    first, *others = trainer.strategy.gather_objects(apply_to_collection(own, Tensor, Tensor.cpu))
+    first, *others = trainer.strategy.gather_shares(apply_to_collection(own, Tensor, Tensor.cpu))
     return {**first, _OTHERS: others}
 
 
@@ -49,14 +50,13 @@ def rng_of_rank(trainer: Trainer, own: dict[str, Any]) -> dict[str, Any] | None:
         own: What `dump_of_ranks` returned; empty in a file of Lightning, which has no random state: `None`.
     """
     saved = _by_rank(own)
-    rank, world_size = trainer.global_rank, trainer.world_size
+    rank, device = trainer.strategy.data_parallel_rank, trainer.strategy.root_device
     if "rng" not in own:
         return None
     if rank >= len(saved):
         return streams_of_new_rank([each["rng"] for each in saved], rank)
     states: dict[str, Any] = saved[rank]["rng"]
-    device = trainer.strategy.root_device
-    if world_size != len(saved) and device.type == "cuda" and "cuda" in states:
+    if device.type == "cuda" and "cuda" in states:
         return {**states, "cuda": _moved(states["cuda"], saved[rank].get("device", 0), device.index or 0)}
     return states
 
@@ -69,7 +69,7 @@ def position_of_rank(trainer: Trainer, own: dict[str, Any]) -> dict[str, Any] | 
         own: What `dump_of_ranks` returned; `None` is the answer if it has no position.
     """
     saved: list[dict[str, Any]] = [each.get("position", {}) for each in _by_rank(own)]
-    rank, world_size = trainer.global_rank, trainer.world_size
+    rank, world_size = trainer.strategy.data_parallel_rank, trainer.strategy.data_parallel_size
     if not saved[0]:
         return None
     if world_size == len(saved):

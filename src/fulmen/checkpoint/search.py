@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import glob
 import os
+import pickle
 import re
 
-from fulmen.utilities.files import get_filesystem, is_local, local_path
+from fulmen.utilities.exceptions import DamagedFileError
+from fulmen.utilities.files import get_filesystem, is_local, is_sharded_folder, local_path
 
-__all__ = ["INTERRUPTED_NAME", "files_of", "hpc_files", "hpc_number", "modified", "on_exception_file"]
+__all__ = [
+    "INTERRUPTED_NAME",
+    "files_of",
+    "hpc_files",
+    "hpc_number",
+    "is_checkpoint_folder",
+    "is_whole_folder",
+    "modified",
+    "on_exception_file",
+]
 
 INTERRUPTED_NAME = "interrupted.ckpt"  # saved when a signal or the time limit ends training
+_DEEPSPEED_MARK = "latest"
 _HPC_NAME = re.compile(r"hpc_ckpt_(\d+)\.ckpt")
 
 
@@ -32,6 +44,32 @@ def modified(path: str) -> float:
         return os.lstat(local_path(path)).st_mtime  # of a link itself, which may lead nowhere
     filesystem = get_filesystem(path)
     return float(filesystem.modified(path).timestamp())
+
+
+def is_checkpoint_folder(path: str) -> bool:
+    """Tell whether a folder is a checkpoint: one of shards, or one of DeepSpeed, whole or not.
+
+    Args:
+        path: A local path.
+    """
+    return is_sharded_folder(path) or os.path.isfile(os.path.join(local_path(path), _DEEPSPEED_MARK))
+
+
+def is_whole_folder(path: str) -> bool:
+    """Tell whether nothing is missing or damaged in a checkpoint folder; one of DeepSpeed is only looked for.
+
+    Args:
+        path: A local path.
+    """
+    from fulmen.plugins.io.distributed_io import verify_folder
+
+    if not is_sharded_folder(path):
+        return is_checkpoint_folder(path)
+    try:
+        verify_folder(path)
+    except (DamagedFileError, pickle.UnpicklingError):
+        return False
+    return True
 
 
 def on_exception_file(callback: object) -> str | None:

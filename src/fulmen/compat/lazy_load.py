@@ -1,4 +1,4 @@
-"""Reading large files of weights piece by piece."""
+"""Reading large files of weights piece by piece, and giving memory to modules that have none."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fulmen.strategies.late_weights import LateWeights
 from fulmen.utilities.plain_data import explain_refusal
 from fulmen.utilities.tree import apply_to_collection
 from fulmen.utilities.types import _PATH
 
-__all__ = ["lazy_load", "materialize"]
+__all__ = ["NotYetLoadedTensor", "lazy_load", "materialize", "materialize_meta"]
+
+
+class NotYetLoadedTensor:
+    """What programs compare tensors of `lazy_load` with; none is one, as all can be used at once."""
 
 
 def lazy_load(filename: _PATH) -> Any:
@@ -51,6 +56,22 @@ def materialize(collection: Any) -> Any:
         The collection with tensors of its own.
     """
     return apply_to_collection(collection, Tensor, _own_copy)
+
+
+def materialize_meta(module: nn.Module, device: torch.device) -> None:
+    """Give the tensors of a module that was made on the meta device memory, and values by `reset_parameters`.
+
+    Args:
+        module: Modified in place.
+        device: Where to.
+
+    Raises:
+        RuntimeError: A layer has no `reset_parameters`.
+    """
+    weights = LateWeights(module, device)
+    for name, layer in module.named_modules():
+        weights.fill(layer, name)
+    weights.refuse_unfilled()
 
 
 def _own_copy(tensor: Tensor) -> Tensor:

@@ -4,27 +4,14 @@ from __future__ import annotations
 
 __all__ = ["MISSING", "reason_for"]
 
-_SHARDED = "sharded training (FSDP, DeepSpeed, tensor parallelism) is not built yet"
-_SERVING = "it starts a web server to try out a model, which fulmen leaves to serving packages"
+_SHARDED = "sharding on TPUs, by torch_xla, is not built; FSDP is there for GPUs and CPUs"
 _RESUME = "the loops note where a checkpoint was taken by their counters, not by a stage"
 _BARS = "the bars are plain tasks of `rich.progress`, which need no classes of their own"
 _HOSTED = "it belongs to the hosted service lightning.ai, which fulmen has no connection to"
 
 # name -> why; it stands for all below it, too
 MISSING: dict[str, str] = {
-    "lightning.fabric.plugins.DeepSpeedPrecision": _SHARDED,
-    "lightning.fabric.plugins.FSDPPrecision": _SHARDED,
-    "lightning.fabric.plugins.precision.DeepSpeedPrecision": _SHARDED,
-    "lightning.fabric.plugins.precision.FSDPPrecision": _SHARDED,
-    "lightning.fabric.plugins.precision.deepspeed": _SHARDED,
-    "lightning.fabric.plugins.precision.fsdp": _SHARDED,
-    "lightning.fabric.strategies.DeepSpeedStrategy": _SHARDED,
-    "lightning.fabric.strategies.FSDPStrategy": _SHARDED,
-    "lightning.fabric.strategies.ModelParallelStrategy": _SHARDED,
     "lightning.fabric.strategies.XLAFSDPStrategy": _SHARDED,
-    "lightning.fabric.strategies.deepspeed": _SHARDED,
-    "lightning.fabric.strategies.fsdp": _SHARDED,
-    "lightning.fabric.strategies.model_parallel": _SHARDED,
     "lightning.fabric.strategies.xla_fsdp": _SHARDED,
     "lightning.pytorch.callbacks.progress.rich_progress.CustomInfiniteTask": _BARS,
     "lightning.pytorch.callbacks.progress.rich_progress.CustomProgress": _BARS,
@@ -39,20 +26,6 @@ MISSING: dict[str, str] = {
     "lightning.pytorch.loops.evaluation_loop.RestartStage": _RESUME,
     "lightning.pytorch.loops.fit_loop.RestartStage": _RESUME,
     "lightning.pytorch.loops.training_epoch_loop.RestartStage": _RESUME,
-    "lightning.pytorch.plugins.DeepSpeedPrecision": _SHARDED,
-    "lightning.pytorch.plugins.FSDPPrecision": _SHARDED,
-    "lightning.pytorch.plugins.precision.DeepSpeedPrecision": _SHARDED,
-    "lightning.pytorch.plugins.precision.FSDPPrecision": _SHARDED,
-    "lightning.pytorch.plugins.precision.deepspeed": _SHARDED,
-    "lightning.pytorch.plugins.precision.fsdp": _SHARDED,
-    "lightning.pytorch.serve": _SERVING,
-    "lightning.pytorch.strategies.DeepSpeedStrategy": _SHARDED,
-    "lightning.pytorch.strategies.FSDPStrategy": _SHARDED,
-    "lightning.pytorch.strategies.ModelParallelStrategy": _SHARDED,
-    "lightning.pytorch.strategies.deepspeed": _SHARDED,
-    "lightning.pytorch.strategies.fsdp": _SHARDED,
-    "lightning.pytorch.strategies.model_parallel": _SHARDED,
-    "lightning.pytorch.utilities.deepspeed": _SHARDED,
 }
 
 

@@ -164,7 +164,9 @@ class LightningModule(DeviceDtypeModule, HyperparametersMixin, ModelHooks, DataH
 
     @property
     def device_mesh(self) -> DeviceMesh | None:
-        """The mesh of devices, where the strategy has one."""
+        """The mesh of devices, where the strategy has one, as soon as the processes know each other."""
+        if self._device_mesh is None and (owner := self._trainer or self._fabric) is not None:
+            return getattr(owner.strategy, "device_mesh", None)
         return self._device_mesh
 
     # ---- settings

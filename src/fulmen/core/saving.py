@@ -20,12 +20,13 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import torch
 
 from fulmen.core.hparams import stored_hparams, unread_hparams
-from fulmen.utilities.files import get_filesystem, load_file
+from fulmen.utilities.files import get_filesystem, is_sharded_folder, load_file
 from fulmen.utilities.lazy import is_installed, require
 from fulmen.utilities.migration import migrate_checkpoint
 from fulmen.utilities.plain_data import NotPlainError, explain_refusal, to_plain
 from fulmen.utilities.rank_zero import rank_zero_warn
 from fulmen.utilities.state_names import named_as_in
+from fulmen.utilities.tree import move_data_to_device
 
 if TYPE_CHECKING:
     from builtins import classmethod as class_only
@@ -131,7 +132,10 @@ def load_datamodule_from_checkpoint(
 def _read(path: str | Path | IO[bytes], map_location: Any, weights_only: bool | None) -> dict[str, Any]:
     location = _where_available if map_location is None else map_location
     if isinstance(path, str | os.PathLike):
-        checkpoint = load_file(path, location, weights_only)
+        if is_sharded_folder(path):
+            checkpoint = _read_folder(path, map_location, weights_only)
+        else:
+            checkpoint = load_file(path, location, weights_only)
     else:
         try:
             checkpoint = torch.load(path, map_location=location, weights_only=weights_only)
@@ -139,6 +143,15 @@ def _read(path: str | Path | IO[bytes], map_location: Any, weights_only: bool | 
             raise explain_refusal(error, path) from error
     migrated, _ = migrate_checkpoint(checkpoint)
     return migrated
+
+
+def _read_folder(path: str | os.PathLike[str], map_location: Any, weights_only: bool | None) -> dict[str, Any]:
+    from fulmen.plugins.io.distributed_io import ShardedCheckpoint
+
+    checkpoint = ShardedCheckpoint(path, weights_only=weights_only).read_weights()
+    if isinstance(map_location, str | torch.device):
+        checkpoint["state_dict"] = move_data_to_device(checkpoint["state_dict"], torch.device(map_location))
+    return checkpoint
 
 
 def _where_available(storage: Any, location: str) -> Any:

@@ -30,12 +30,6 @@ _PRECISIONS = (
 _BITSANDBYTES_NAMES = ("bitsandbytes", "nf4", "nf4-dq", "fp4", "fp4-dq", "int8", "int8-training")
 _PRECISION_ALIASES = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
 _XLA_STRATEGIES = ("xla", "xla_debug", "xla_fsdp", "single_xla", "single_tpu")
-_LATER_STRATEGIES = frozenset(
-    [
-        *("fsdp", "fsdp_cpu_offload", "xla_fsdp", "deepspeed", "deepspeed_stage_3_offload_nvme"),
-        *(f"deepspeed_stage_{stage}{suffix}" for stage in (1, 2, 3) for suffix in ("", "_offload")),
-    ]
-)
 _PART_OF_PLUGIN = {
     Precision: "precision_plugin",
     CheckpointIO: "checkpoint_io",
@@ -160,7 +154,7 @@ def _check_strategy_name(strategy: Any, face: Face) -> None:
         return
     names = [one for one in STRATEGY_REGISTRY.names() if "_find_unused_parameters_" not in one]
     known = ["auto", *(one for one in names if one != "dp" or face == "fabric")]
-    if name in _LATER_STRATEGIES or name in _XLA_STRATEGIES:
+    if name in _XLA_STRATEGIES:
         raise MisconfigurationException(
             f"`strategy={strategy!r}` is not available: this version does not have it yet. Choose one of {known}."
         )

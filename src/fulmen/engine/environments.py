@@ -14,6 +14,7 @@ from fulmen.plugins.environments.kubeflow import KubeflowEnvironment
 from fulmen.plugins.environments.local import LightningEnvironment
 from fulmen.plugins.environments.lsf import LSFEnvironment
 from fulmen.plugins.environments.mpi import MPIEnvironment
+from fulmen.plugins.environments.ray import RayEnvironment
 from fulmen.plugins.environments.slurm import SLURMEnvironment
 from fulmen.plugins.environments.torchelastic import TorchElasticEnvironment
 
@@ -46,17 +47,25 @@ def layout_of(environment: ClusterEnvironment) -> Layout | None:
     """
     if not environment.creates_processes_externally:
         return None
-    if isinstance(environment, LightningEnvironment):  # started by hand or by our own launcher: only ranks are known
-        return Layout()
+    knows_size = type(environment).world_size is not LightningEnvironment.world_size  # e.g. `RayLightningEnvironment`
+    if isinstance(environment, LightningEnvironment) and not knows_size:
+        return Layout()  # started by hand or by our own launcher: only ranks are known
+    if isinstance(environment, LightningEnvironment):
+        return _layout_of_size(environment.world_size(), _first_number(("LOCAL_WORLD_SIZE",)))
     if not isinstance(environment, ExternalEnvironment):  # of a user: it may learn the size from us, and checks itself
         return Layout()
     world_size = environment.world_size()
     if isinstance(environment, SLURMEnvironment):
         return _slurm_layout(world_size)
+    if isinstance(environment, RayEnvironment):
+        return _layout_of_size(world_size, environment.workers_of_machine)
     if isinstance(environment, KubeflowEnvironment):
         return Layout(world_size, per_node=1, num_nodes=world_size)
     kind = next((kind for kind in _PER_NODE if isinstance(environment, kind)), None)
-    per_node = None if kind is None else _first_number(_PER_NODE[kind])
+    return _layout_of_size(world_size, None if kind is None else _first_number(_PER_NODE[kind]))
+
+
+def _layout_of_size(world_size: int, per_node: int | None) -> Layout:
     if per_node is None:
         return Layout(world_size)
     return Layout(world_size, per_node, num_nodes=-(-world_size // per_node))

@@ -256,7 +256,7 @@ def _prepare(
     for each in prepared if stage == "train" else undivided:  # in an evaluation, some ranks may well have nothing
         check_length(each, name=name)
     for each in prepared:
-        seed_workers(each, rank=0 if ranks is None else ranks.global_rank)
+        seed_workers(each, rank=0 if ranks is None else Shard.of(ranks).rank)
         warn_worker_count(each, name=name, local_world_size=local_world_size)
 
 
@@ -379,7 +379,7 @@ def seed_workers(loader: Any, *, rank: int) -> None:
 
     Args:
         loader: The loader; a `worker_init_fn` that it has already is kept.
-        rank: Global rank of this process.
+        rank: Data-parallel rank of this process.
     """
     if int(os.environ.get("PL_SEED_WORKERS", "0")) and isinstance(loader, DataLoader) and loader.worker_init_fn is None:
         loader.worker_init_fn = partial(pl_worker_init_function, rank=rank)

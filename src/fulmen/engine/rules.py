@@ -6,6 +6,7 @@ The tables are asked in the order in which they stand here; a rule may look at e
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -20,22 +21,27 @@ from fulmen.engine.request import Request, Rule
 from fulmen.plugins.environments.local import LightningEnvironment
 from fulmen.plugins.environments.lsf import LSFEnvironment
 from fulmen.plugins.environments.mpi import MPIEnvironment
+from fulmen.plugins.environments.ray import RayEnvironment
 from fulmen.plugins.environments.slurm import SLURMEnvironment
 from fulmen.plugins.environments.torchelastic import TorchElasticEnvironment
 from fulmen.plugins.environments.xla import XLAEnvironment
 from fulmen.plugins.precision.amp import MixedPrecision
+from fulmen.plugins.precision.deepspeed import DeepSpeedPrecision
 from fulmen.plugins.precision.double import DoublePrecision
 from fulmen.plugins.precision.float8 import Float8Precision
+from fulmen.plugins.precision.fsdp import FSDPPrecision
 from fulmen.plugins.precision.half import HalfPrecision
 from fulmen.plugins.precision.precision import Precision
 from fulmen.plugins.precision.transformer_engine import TransformerEnginePrecision
 from fulmen.plugins.precision.xla import XLAPrecision
+from fulmen.strategies.deepspeed import DeepSpeedStrategy
 from fulmen.strategies.registry import STRATEGY_REGISTRY
 from fulmen.strategies.single_device import SingleDeviceStrategy
 from fulmen.strategies.strategy import Strategy
 
 __all__ = ["RULES"]
 
+_FSDP_PRECISIONS = (None, "32-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed")
 _TRANSFORMER_ENGINE = {"transformer-engine": torch.bfloat16, "transformer-engine-float16": torch.float16}
 
 
@@ -54,8 +60,22 @@ def _named(request: Request, name: str) -> bool:
     return isinstance(request.strategy, str) and request.strategy.lower() == name
 
 
+def _by_fsdp(request: Request) -> bool:
+    defining = sys.modules.get("fulmen.strategies.fsdp")  # not loaded: there is no object of it
+    if defining is not None and isinstance(request.strategy, defining.FSDPStrategy):
+        return True
+    return _named(request, "fsdp") or _named(request, "fsdp_cpu_offload")
+
+
 def _tpu_is_there(request: Request) -> bool:
     return "tpu" in ACCELERATOR_REGISTRY and ACCELERATOR_REGISTRY.is_available("tpu")
+
+
+def _runs_deepspeed(request: Request) -> bool:
+    if request.strategy_name is None or request.strategy_name not in STRATEGY_REGISTRY:
+        return isinstance(request.strategy, DeepSpeedStrategy)
+    factory = STRATEGY_REGISTRY.entry(str(request.strategy_name)).factory
+    return isinstance(factory, type) and issubclass(factory, DeepSpeedStrategy)
 
 
 def _strategy(name: str) -> Callable[[Request], Strategy]:
@@ -67,6 +87,8 @@ def _make_strategy(name: str, request: Request) -> Strategy:
     params = dict(entry.init_params)
     if isinstance(entry.factory, type) and issubclass(entry.factory, SingleDeviceStrategy):
         params.setdefault("device", request.device)
+    if request.face == "fabric" and name in ("fsdp", "fsdp_cpu_offload"):  # programs that use it expect a folder
+        params.setdefault("state_dict_type", "sharded")
     return entry.factory(**params)
 
 
@@ -157,6 +179,13 @@ _ENVIRONMENT = (
         then="torchrun",
         make=lambda request: TorchElasticEnvironment(),
         why="torchrun started this process",
+    ),
+    Rule(
+        when="this is a worker of Ray Train",
+        applies=lambda request: RayEnvironment.detect(),
+        then="Ray",
+        make=lambda request: RayEnvironment(),
+        why="Ray Train started this process",
     ),
     Rule(
         when="this is a task of a Slurm job, and not its interactive shell",
@@ -276,6 +305,36 @@ _PRECISION = (
         then="`precision`, as XLA computes it",
         make=lambda request: XLAPrecision(request.precision or "32-true"),
         why="XLA synchronizes gradients in its own way",
+    ),
+    Rule(
+        when="the strategy is DeepSpeed's, `precision='16-mixed'` and the device is the CPU",
+        applies=lambda request: (
+            _runs_deepspeed(request) and request.precision == "16-mixed" and request.device.type == "cpu"
+        ),
+        then="bf16-mixed, as DeepSpeed computes it",
+        make=lambda request: DeepSpeedPrecision("bf16-mixed"),
+        why="CPUs compute bfloat16 faster than float16, and without scaled gradients",
+    ),
+    Rule(
+        when="the strategy is DeepSpeed's",
+        applies=_runs_deepspeed,
+        then="`precision`, as DeepSpeed computes it",
+        make=lambda request: DeepSpeedPrecision(request.precision or "32-true"),
+        why="DeepSpeed converts weights and scales the loss itself",
+    ),
+    Rule(
+        when="the strategy is FSDP, `precision='16-mixed'` and the device is the CPU",
+        applies=lambda request: _by_fsdp(request) and request.precision == "16-mixed" and request.device.type == "cpu",
+        then="bf16-mixed, as FSDP computes it",
+        make=lambda request: FSDPPrecision("bf16-mixed"),
+        why="CPUs compute bfloat16 faster than float16, and without scaled gradients",
+    ),
+    Rule(
+        when="the strategy is FSDP and `precision` is None, 32 bit, or one of those with 16 bit",
+        applies=lambda request: _by_fsdp(request) and request.precision in _FSDP_PRECISIONS,
+        then="that one, as FSDP computes it",
+        make=lambda request: FSDPPrecision(request.precision or "32-true"),
+        why="weights are gathered and gradients reduced in types of their own",
     ),
     Rule(
         when="`precision` is None or '32-true'",

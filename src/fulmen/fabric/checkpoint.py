@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from fulmen.data.position import is_stateful
 from fulmen.fabric.loaders import _FabricDataLoader
@@ -97,6 +98,8 @@ def load_raw(strategy: Strategy, path: _PATH, obj: Any, strict: bool, weights_on
     target = unwrapped(obj)
     if isinstance(target, nn.Module):
         strategy.load_module_state_dict(target, content, strict=strict)
+    elif isinstance(target, Optimizer):
+        strategy.load_optimizer_state(target, content)
     else:
         target.load_state_dict(content)
 
@@ -112,7 +115,7 @@ def _saved_as(strategy: Strategy, state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _LoaderOfAllRanks:
-    """A prepared loader as it is saved: with the position and the random state of each rank."""
+    """A prepared loader as it is saved: with the position and the random state of each data-parallel rank."""
 
     def __init__(self, strategy: Strategy, loader: _FabricDataLoader) -> None:
         self._strategy = strategy
@@ -122,7 +125,7 @@ class _LoaderOfAllRanks:
         """Collect the positions; all ranks must call it."""
         inner = self._loader.dataloader
         own = inner.state_dict() if is_stateful(inner) else {}  # what a program without fulmen can use
-        return {**own, _OWN_KEY: {"ranks": self._strategy.gather_objects(self._loader.position_state())}}
+        return {**own, _OWN_KEY: {"ranks": self._strategy.gather_shares(self._loader.position_state())}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Give this rank its position."""
@@ -130,6 +133,6 @@ class _LoaderOfAllRanks:
             self._loader.load_own_state(state)
             return
         by_rank = state[_OWN_KEY]["ranks"]
-        rank = self._strategy.global_rank
+        rank = self._strategy.data_parallel_rank
         own = by_rank[rank] if rank < len(by_rank) else with_streams_of_new_rank(by_rank, rank)
         self._loader.load_position_state(own)

@@ -22,6 +22,7 @@ from fulmen.fabric.loaders import wrap_dataloader
 from fulmen.fabric.settings import resolve_settings, started_by_command
 from fulmen.fabric.wrappers import unwrap_module, unwrap_optimizer, wrap_optimizer, wrapped_module
 from fulmen.plugins.precision.precision import Precision
+from fulmen.strategies.random_numbers import draw_alike
 from fulmen.strategies.strategy import Strategy
 from fulmen.utilities.rank_zero import rank_zero_deprecation
 from fulmen.utilities.seed import seed_everything
@@ -537,7 +538,8 @@ class Fabric:
 
         Args:
             data: Tensors and numbers, nested in collections.
-            group: The processes; all by default.
+            group: The processes; all by default. Where several work on one batch together (tensor parallel), a "sum"
+                over all counts the batch as often: pass `fabric.strategy.data_parallel_group` to count it once.
             reduce_op: "mean", "sum" or an operator of `torch.distributed`.
 
         Returns:
@@ -702,6 +704,7 @@ def _in_process(fabric: Fabric, function: Callable[..., Any], args: Sequence[Any
     strategy = fabric.strategy
     try:
         strategy.setup_environment()
+        draw_alike(strategy)
         fabric._is_launched = True
         return function(fabric, *args, **kwargs)
     except BaseException as error:

@@ -185,7 +185,7 @@ def wrap_dataloader(
     """
     if use_distributed_sampler:
         dataloader = shard_for_fabric(dataloader, strategy)
-    seed_workers(dataloader, rank=strategy.global_rank)
+    seed_workers(dataloader, rank=strategy.data_parallel_rank)
     processed = strategy.process_dataloader(dataloader)
     shard = Shard.of(strategy) if use_distributed_sampler and strategy.world_size > 1 else None
     return _FabricDataLoader(processed, _mover(strategy) if move_to_device else None, shard)

@@ -41,7 +41,9 @@ class ThroughputMonitor(Throughput):
         precision = fabric.strategy.precision_plugin.precision
         dtype = _DTYPES.get(precision.partition("-")[0], torch.float32)
         kwargs.setdefault("available_flops", get_available_flops(fabric.device, dtype))
-        kwargs.setdefault("world_size", fabric.world_size)
+        if "world_size" not in kwargs:
+            kwargs["world_size"] = fabric.world_size
+            kwargs.setdefault("data_parallel_size", fabric.strategy.data_parallel_size)
         super().__init__(**kwargs)
         self._fabric = fabric
         self.step = -1

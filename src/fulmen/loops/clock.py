@@ -39,7 +39,7 @@ def count_samples(
     Args:
         batches: The batches, with their number and whether they are the last.
         done: Where it is counted.
-        num_ranks: How many processes train; all have equally many samples per batch, but for the last one.
+        num_ranks: Into how many shares the data are divided, equally large but for the last batch.
     """
     source: Iterable[tuple[Any, int, bool]] = batches
     try:

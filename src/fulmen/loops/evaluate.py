@@ -66,6 +66,8 @@ class EvaluationLoop:
         self._held: tuple[dict[str, Any] | None] | None = None  # the same of one that goes on
         self._rows: list[int] = []
         self.is_ending = False  # in its last hooks
+        # shows what `validate` or `test` returns in place of the table: (results, stage)
+        self.show_results: Callable[[list[dict[str, float]], str], None] | None = None
 
     def run(self, *, max_batches: list[int | float] | None = None) -> list[dict[str, float]]:
         """Evaluate once; return the epoch's metrics, one dict per dataloader.
@@ -123,11 +125,11 @@ class EvaluationLoop:
         total, current = progress.total, progress.current
         current_loader = -1
         batches = self._announced(getattr(events, f"on_{word}_start"), batches)
-        agreement = signal_agreement(trainer, batches)
         source, step = evenly(
             trainer, batches, step_name, step=step, arguments=arguments, to_device=to_device,
             make_context=nullcontext if context is not None else make_context,
         )  # fmt: skip
+        agreement = signal_agreement(trainer, batches, source)
         getattr(events, f"on_{word}_epoch_start")()
         store.in_batch = True
         for batch, batch_idx, dataloader_idx in source:
@@ -343,7 +345,7 @@ class EvaluationLoop:
 @contextmanager
 def no_gradients(trainer: Trainer, *, inside_fit: bool) -> Iterator[None]:
     """Switch gradients off; inference mode only where no tensor of it can get into training."""
-    inference = trainer.inference_mode and not inside_fit
+    inference = trainer.inference_mode and not inside_fit and trainer.strategy.allows_inference_mode
     context: AbstractContextManager[Any] = torch.inference_mode() if inference else torch.no_grad()
     with context:
         yield

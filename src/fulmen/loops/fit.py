@@ -253,7 +253,7 @@ class FitLoop:
             return ()
         batches: TrainBatches = self.batches  # type: ignore[assignment]  # an epoch has begun
         if any(logger.x_axis == "sample" for logger in self.trainer.loggers):
-            return count_samples(batches, self.progress, self.trainer.world_size)
+            return count_samples(batches, self.progress, self.trainer.strategy.data_parallel_size)
         return batches
 
     def _end_epoch(self) -> None:

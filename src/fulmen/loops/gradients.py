@@ -1,4 +1,4 @@
-"""Gradients of an optimizer as a whole: rescaled, averaged over ranks."""
+"""Gradients of an optimizer as a whole, averaged over ranks."""
 
 from __future__ import annotations
 
@@ -10,22 +10,9 @@ from torch.optim import Optimizer
 
 from fulmen.strategies.strategy import Strategy
 
-__all__ = ["average_gradients", "rescale_gradients"]
+__all__ = ["average_gradients"]
 
 _BUCKET_BYTES = 25 * 2**20  # exchanged at once, as by torch's wrapper
-
-
-def rescale_gradients(optimizer: Optimizer, factor: float) -> None:
-    """Multiply all gradients by a number.
-
-    Args:
-        optimizer: Whose parameters are meant.
-        factor: The number.
-    """
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                parameter.grad.mul_(factor)
 
 
 def average_gradients(strategy: Strategy, optimizer: Optimizer) -> None:
@@ -35,6 +22,8 @@ def average_gradients(strategy: Strategy, optimizer: Optimizer) -> None:
         strategy: What the ranks talk through.
         optimizer: Whose parameters are meant. One that no rank has used keeps having no gradient.
     """
+    if strategy.average_accumulated():
+        return
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     used = strategy.agree([int(parameter.grad is not None) for parameter in parameters], op="max")
     gradients: list[Tensor] = []

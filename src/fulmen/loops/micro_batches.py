@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fulmen.loops.gradients import average_gradients, rescale_gradients
+from fulmen.loops.gradients import average_gradients
 from fulmen.loops.optimization import AutomaticOptimization
 from fulmen.metrics.deferred import DeferringBoard
 from fulmen.strategies.ddp import DDPStrategy
@@ -125,7 +125,7 @@ class MicroBatchedOptimization(AutomaticOptimization):
         if len(parts) == 1:
             return losses[0] if losses else None
         if losses and contributed != total and self.optimizer is not None:
-            rescale_gradients(self.optimizer, total / contributed)
+            self.strategy.scale_gradients(self.optimizer, total / contributed)
         self.last_loss = torch.stack(losses).sum() * (total / contributed) if losses else None
         if self.wants_outputs:
             self.outputs = _joined(outputs, self.last_loss, [size for _, size in parts])

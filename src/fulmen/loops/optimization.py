@@ -16,7 +16,7 @@ from torch.optim import LBFGS, Optimizer
 from fulmen.core.module import LightningModule
 from fulmen.core.optimizer import LightningOptimizer, do_nothing_closure
 from fulmen.loops.finite import LossWatch, add_place
-from fulmen.loops.gradients import average_gradients, rescale_gradients
+from fulmen.loops.gradients import average_gradients
 from fulmen.plugins.precision.precision import Precision
 from fulmen.strategies.strategy import Strategy
 from fulmen.utilities.exceptions import MisconfigurationException
@@ -323,7 +323,7 @@ class AutomaticOptimization(_Optimization):
             steps.increment("completed")
             return
         if self.window_losses != self.divisor:
-            rescale_gradients(self.optimizer, self.divisor / self.window_losses)
+            self.strategy.scale_gradients(self.optimizer, self.divisor / self.window_losses)
         if self.needs_closure:  # only to finish a window whose last batch nobody announced
             steps.increment("ready")
             self.optimizer_step(self.optimizer, lambda: None)
@@ -355,7 +355,7 @@ class AutomaticOptimization(_Optimization):
             self.window_losses = earlier_losses
             loss = self.forward_backward(batch, batch_idx)
             if self.window_losses not in (0, self.divisor):
-                rescale_gradients(self.optimizer, self.divisor / self.window_losses)  # type: ignore[arg-type]
+                self.strategy.scale_gradients(self.optimizer, self.divisor / self.window_losses)  # type: ignore[arg-type]
             if loss is None or not shares_loss:
                 return None if loss is None else loss.detach()
             return self.strategy.all_reduce(loss.detach().clone(), reduce_op="mean")  # type: ignore[no-any-return]
@@ -459,7 +459,7 @@ def takes_batch_idx(step: Callable[..., Any]) -> bool:
 
 def _loss_of(output: Any) -> Tensor | None:
     if isinstance(output, Tensor):
-        return output
+        return _undivided(output)
     if output is None:
         return None
     if not isinstance(output, Mapping):
@@ -473,12 +473,20 @@ def _loss_of(output: Any) -> Tensor | None:
             " Add it, or set `self.automatic_optimization = False` and step yourself."
         )
     loss = output["loss"]
-    if loss is not None and not isinstance(loss, Tensor):
+    if isinstance(loss, Tensor):
+        return _undivided(loss)
+    if loss is not None:
         raise MisconfigurationException(
             f"`training_step` returned 'loss' as a {type(loss).__name__}, but it must be a tensor that can be"
             f" differentiated.{_hint_for_number(loss)}"
         )
     return loss
+
+
+def _undivided(loss: Tensor) -> Tensor:
+    """The loss as each rank knows it, of one that was computed on divided outputs (a `DTensor`)."""
+    full_tensor = getattr(loss, "full_tensor", None)
+    return loss if full_tensor is None else full_tensor()
 
 
 def _hint_for_number(value: Any) -> str:

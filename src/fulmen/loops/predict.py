@@ -69,8 +69,8 @@ class PredictionLoop:
         return self.predictions
 
     def _gather(self, batches: EvalBatches) -> None:
-        """Give every rank the predictions of all ranks, in the order of the dataset."""
-        of_ranks = self.trainer.strategy.gather_objects(self._predictions)
+        """Give every rank the predictions of all data-parallel ranks, in the order of the dataset."""
+        of_ranks = self.trainer.strategy.gather_shares(self._predictions)
         if batches.is_sharded:
             self._predictions = [interleaved(list(per_rank)) for per_rank in zip(*of_ranks, strict=True)]
             return
@@ -95,11 +95,11 @@ class PredictionLoop:
             batches = self.batches
         loaders = batches.loader.flattened
         records, keeps = trainer.wants_batch_indices, self.return_predictions or trainer.wants_predictions
-        signals, agreement = trainer.signals, signal_agreement(trainer, batches)
         source, step = evenly(
             trainer, batches, "predict_step", step=step, arguments=arguments, to_device=to_device,
             make_context=nullcontext if context is not None else precision.predict_step_context,
         )  # fmt: skip
+        signals, agreement = trainer.signals, signal_agreement(trainer, batches, source)
         events.on_predict_epoch_start()
         for batch, batch_idx, dataloader_idx in source:
             if to_device is not None:

@@ -15,15 +15,15 @@ from fulmen.utilities.warnings import PossibleUserWarning
 if TYPE_CHECKING:
     from fulmen.trainer.trainer import Trainer
 
-__all__ = ["EvenSteps", "evenly", "interleaved", "signal_agreement"]
+__all__ = ["EvenSteps", "TogetherSteps", "evenly", "interleaved", "signal_agreement"]
 
 
 class EvenSteps:
     """The batches of this rank, and repeats of its last one where the steps of other ranks need it to take part.
 
     Batches are not padded, so one rank can have a batch more than another. That is fine while the steps keep to
-    themselves. If a step communicates (`self.all_gather` in `validation_step`, a sharded model), a rank that has run
-    out repeats its last batch, of which nothing is recorded.
+    themselves. If a step communicates (`self.all_gather` in `validation_step`), a rank that has run out repeats its
+    last batch, of which nothing is recorded.
 
     Args:
         trainer: The Trainer of the run.
@@ -53,7 +53,7 @@ class EvenSteps:
         self._to_device, self._make_context = to_device, make_context
         own = batches.num_batches
         self._missing = [max(counts) - mine for mine, counts in zip(own, batches.global_num_batches, strict=True)]
-        self._communicates = trainer.strategy.needs_shadow_steps
+        self._communicates = False
         self._is_known = False
 
     def step(self, *args: Any) -> Any:
@@ -64,7 +64,7 @@ class EvenSteps:
         before = strategy.num_exchanges
         output = self._step(*args)
         self._is_known = True
-        self._communicates = self._communicates or strategy.num_exchanges != before
+        self._communicates = strategy.num_exchanges != before
         return output
 
     def __iter__(self) -> Iterator[tuple[Any, int, int]]:
@@ -99,6 +99,89 @@ class EvenSteps:
             scope.hook = None
 
 
+class TogetherSteps:
+    """The batches of this rank where each step takes all ranks, as they hold parts of the weights.
+
+    Before each step the ranks tell whether they have a batch. One that has run out repeats its last batch, of which
+    nothing is recorded; one that never had any gets one from another rank.
+
+    Args:
+        trainer: The Trainer of the run.
+        batches: What this rank evaluates.
+        name: Of the step.
+        step: Called with the first `arguments` of batch, batch index and dataloader index.
+        arguments: How many it takes.
+        to_device: Moves a batch; `None` if there is nothing to move.
+        make_context: Returns what a step runs in.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        batches: EvalBatches,
+        name: str,
+        *,
+        step: Callable[..., Any],
+        arguments: int,
+        to_device: Callable[[Any, int], Any] | None,
+        make_context: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self._trainer = trainer
+        self._batches = batches
+        self._name = name
+        self.step, self._arguments = step, arguments
+        self._to_device, self._make_context = to_device, make_context
+        self._is_common = False  # a signal has come to some rank, and all know it, and none has run out
+
+    def __iter__(self) -> Iterator[tuple[Any, int, int]]:
+        """Yield batch, batch index and dataloader index."""
+        source, last = iter(self._batches), None
+        while True:
+            item = next(source, None)
+            is_any, first_needed = self._compare(item is not None, last is not None)
+            if not is_any:
+                return
+            if first_needed is not None:
+                sent = self._trainer.strategy.broadcast(item, src=first_needed)
+                last = sent if last is None else last
+            if item is not None:
+                last = item
+                yield item
+            elif last is not None:
+                self._repeat(*last)
+
+    def _compare(self, has_one: bool, had_one: bool) -> tuple[bool, int | None]:
+        """Tell whether any rank has a batch; and which rank is to send one, if another has never had any."""
+        signals, strategy = self._trainer.signals, self._trainer.strategy
+        received = -1 if signals.received is None else signals.received
+        rank = strategy.global_rank if has_one else strategy.world_size
+        mine = [int(has_one), -int(has_one), int(not has_one and not had_one), -rank, received]
+        is_any, minus_all, is_needed, minus_first, latest = strategy.agree(mine, op="max")
+        self._is_common = minus_all == -1 and latest != -1
+        if self._is_common:
+            signals.received = latest
+        return bool(is_any), -minus_first if is_needed and is_any else None
+
+    def _repeat(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+        if self._to_device is not None:
+            batch = self._to_device(batch, dataloader_idx)
+        scope = self._trainer.scope
+        scope.hook = self._name
+        with self._trainer.metrics.unrecorded(), self._make_context():
+            self.step(*(batch, batch_idx, dataloader_idx)[: self._arguments])
+        scope.hook = None
+
+    # ---- signals: they came with the comparison
+
+    def reached(self) -> bool:
+        """Tell if all ranks know now of a signal."""
+        return self._is_common
+
+    def answer(self) -> bool:
+        """Tell that nothing more can come: signals of the last steps are for the loop around this one."""
+        return False
+
+
 def evenly(
     trainer: Trainer,
     batches: EvalBatches,
@@ -109,19 +192,32 @@ def evenly(
     to_device: Callable[[Any, int], Any] | None,
     make_context: Callable[[], AbstractContextManager[Any]],
 ) -> tuple[Iterable[tuple[Any, int, int]], Callable[..., Any]]:
-    """Return what to iterate in an evaluation and what to call: as `EvenSteps` if ranks have different numbers."""
-    if trainer.world_size == 1 or all(len(set(counts)) == 1 for counts in batches.global_num_batches):
+    """Return what to iterate in an evaluation and what to call, where ranks have different numbers of batches."""
+    if trainer.world_size == 1:
         return batches, step
-    even = EvenSteps(
+    needs_all = trainer.strategy.needs_shadow_steps
+    if all(len(set(counts)) == 1 and not (needs_all and math.inf in counts) for counts in batches.global_num_batches):
+        return batches, step
+    even = (TogetherSteps if needs_all else EvenSteps)(
         trainer, batches, name, step=step, arguments=arguments, to_device=to_device, make_context=make_context
     )
     return even, even.step
 
 
-def signal_agreement(trainer: Trainer, batches: EvalBatches) -> SignalAgreement | None:
-    """Return how ranks agree on a signal during an evaluation; `None` with one process."""
+def signal_agreement(
+    trainer: Trainer, batches: EvalBatches, source: Iterable[Any]
+) -> SignalAgreement | TogetherSteps | None:
+    """Return how ranks agree on a signal during an evaluation; `None` with one process.
+
+    Args:
+        trainer: The Trainer of the run.
+        batches: What this rank evaluates.
+        source: What `evenly` returned to iterate.
+    """
     if trainer.world_size == 1:
         return None
+    if isinstance(source, TogetherSteps):
+        return source
     per_rank = [sum(counts) for counts in zip(*batches.global_num_batches, strict=True)]
     if any(math.isinf(count) for count in per_rank):  # streams may end after different numbers of batches
         return SignalAgreement(trainer.strategy, trainer.signals, has_end=True)

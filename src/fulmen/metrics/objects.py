@@ -14,7 +14,17 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
-__all__ = ["is_torchmetric", "load_metric_states", "local_value", "metric_at", "metric_states", "path_of"]
+__all__ = [
+    "is_torchmetric",
+    "load_metric_states",
+    "local_value",
+    "metric_at",
+    "metric_states",
+    "path_of",
+    "synchronize_over",
+]
+
+_group: Any = None  # the data-parallel group of the run of this process; not in the metrics, which are copied and saved
 
 
 def is_torchmetric(value: object) -> bool:
@@ -42,6 +52,29 @@ def local_value(metric: Metric) -> Any:
     finally:
         if synchronizes:
             metric._to_sync, metric._computed = True, None
+
+
+def synchronize_over(module: nn.Module | None, group: Any) -> None:
+    """Let the metrics of a module, when they synchronize, count processes that work on one batch together once.
+
+    Metrics with a `process_group` or a `dist_sync_fn` of their own keep it.
+
+    Args:
+        module: The module that holds them; `None` if there is none.
+        group: The processes that have, together, each share of the data once; `None` for all processes.
+    """
+    global _group
+    _group = group
+    for _, metric in () if module is None else _metrics(module):
+        if group is None and metric.dist_sync_fn is _gathered_from_group:
+            metric.dist_sync_fn = None
+        elif group is not None and metric.process_group is None and metric.dist_sync_fn is None:
+            metric.dist_sync_fn = _gathered_from_group
+
+
+def _gathered_from_group(state: Tensor, group: Any | None = None) -> list[Tensor]:
+    gather = sys.modules["torchmetrics.utilities.distributed"].gather_all_tensors  # loaded: there is a metric
+    return gather(state, _group if group is None else group)  # type: ignore[no-any-return]  # a list, by rank
 
 
 def metric_states(

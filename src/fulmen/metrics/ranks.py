@@ -1,7 +1,8 @@
 """Logged values over all ranks: what one process would have logged that sees all batches.
 
 Every rank sends what it has, under the names it has: a name that only some ranks log is reduced over those, and nobody
-waits for the others. One exchange at the end of an epoch holds all names.
+waits for the others. One exchange at the end of an epoch holds all names. Processes that work on one batch together
+log the same: they count as one.
 """
 
 from __future__ import annotations
@@ -39,24 +40,28 @@ def reduce_epoch(store: MetricStore, strategy: Strategy, module: nn.Module | Non
         module: Holds the metric objects, which synchronize themselves.
     """
     own = [_epoch_row(key, entry) for key, entry in store.items() if entry.is_set and entry.settled.on_epoch]
-    for key, by_rank in _exchanged(own, strategy).items():  # in the same order on all ranks: metric objects communicate
-        _reduce_one(key, by_rank, store, module)
+    rows_by_key, shares = _exchanged(own, strategy)
+    for key, rows in rows_by_key.items():  # in the same order on all ranks: metric objects communicate
+        _reduce_one(key, rows, shares, store, module)
 
 
-def _exchanged(own: list[_Row], strategy: Strategy) -> dict[_Key, dict[int, _Row]]:
-    """Return the rows of all ranks, by key and rank."""
+def _exchanged(own: list[_Row], strategy: Strategy) -> tuple[dict[_Key, dict[int, _Row]], list[int]]:
+    """Return the rows by key and data-parallel rank, and which data-parallel rank each process is."""
     rows_by_key: dict[_Key, dict[int, _Row]] = {}
-    for rank, rows in enumerate(strategy.gather_objects(own)):
+    gathered = strategy.gather_objects((strategy.data_parallel_rank, own))
+    for share, rows in gathered:
         for row in rows:
-            rows_by_key.setdefault(tuple(row["key"]), {})[rank] = row
-    return rows_by_key
+            rows_by_key.setdefault(tuple(row["key"]), {}).setdefault(share, row)
+    return rows_by_key, [share for share, _ in gathered]
 
 
 def _epoch_row(key: _Key, entry: Entry) -> _Row:
     return {"key": key, "settled": asdict(entry.settled), **entry.epoch_part()}
 
 
-def _reduce_one(key: _Key, rows: dict[int, _Row], store: MetricStore, module: nn.Module | None) -> None:
+def _reduce_one(
+    key: _Key, rows: dict[int, _Row], shares: list[int], store: MetricStore, module: nn.Module | None
+) -> None:
     first = next(iter(rows.values()))
     entry = store.get(key)
     if "metric" in first:
@@ -76,18 +81,18 @@ def _reduce_one(key: _Key, rows: dict[int, _Row], store: MetricStore, module: nn
         store.add_at(key, entry)
     if not isinstance(entry, LoggedValue):
         return
-    chosen = _of_group(entry, rows)
+    chosen = _of_group(entry, rows, shares)
     if chosen:
         entry.synced = torch.tensor(_reduced(entry.settled.reduction, chosen), dtype=getattr(torch, first["dtype"]))
 
 
-def _of_group(entry: LoggedValue, rows: dict[int, _Row]) -> list[_Row]:
+def _of_group(entry: LoggedValue, rows: dict[int, _Row], shares: list[int]) -> list[_Row]:
     """The rows of the ranks that `sync_dist_group` names; without one, of all."""
     group = entry.options.sync_dist_group if entry.options is not None else None
     if group is None:
         return list(rows.values())
-    members = torch.distributed.get_process_group_ranks(group)
-    return [row for rank, row in rows.items() if rank in members]
+    members = {shares[rank] for rank in torch.distributed.get_process_group_ranks(group)}
+    return [row for share, row in rows.items() if share in members]
 
 
 def _reduced(reduction: str, rows: list[_Row]) -> float:
@@ -131,10 +136,11 @@ def reduce_steps(store: MetricStore, strategy: Strategy, *, monitored: Collectio
         return {}
     weight = store.batch_size or 1
     others: dict[str, torch.Tensor] = {}
-    for key, by_rank in _exchanged([_step_row(key, own[key], weight) for key in own], strategy).items():
+    rows_by_key, shares = _exchanged([_step_row(key, own[key], weight) for key in own], strategy)
+    for key, by_rank in rows_by_key.items():
         entry = own.get(key)
         if entry is not None:
-            entry.value, entry.is_shared = _reduced(entry.settled.reduction, _of_group(entry, by_rank)), True
+            entry.value, entry.is_shared = _reduced(entry.settled.reduction, _of_group(entry, by_rank, shares)), True
             continue
         row = next(iter(by_rank.values()))
         value = torch.tensor(_reduced(row["reduction"], list(by_rank.values())))

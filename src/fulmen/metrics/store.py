@@ -85,6 +85,8 @@ class LoggedValue:
         self.is_set = True
 
     def _taken(self, value: Tensor) -> Any:
+        if value.__class__ is not Tensor and (full_tensor := getattr(value, "full_tensor", None)) is not None:
+            value = full_tensor()  # of one that is divided among ranks
         dtype = value.dtype
         if dtype is not self._seen_dtype:
             self._see_dtype(dtype)

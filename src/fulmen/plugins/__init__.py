@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from fulmen.plugins.layer_sync import TorchSyncBatchNorm as TorchSyncBatchNorm
     from fulmen.plugins.precision.amp import MixedPrecision as MixedPrecision
     from fulmen.plugins.precision.bitsandbytes import BitsandbytesPrecision as BitsandbytesPrecision
+    from fulmen.plugins.precision.deepspeed import DeepSpeedPrecision as DeepSpeedPrecision
     from fulmen.plugins.precision.double import DoublePrecision as DoublePrecision
     from fulmen.plugins.precision.float8 import Float8Precision as Float8Precision
+    from fulmen.plugins.precision.fsdp import FSDPPrecision as FSDPPrecision
     from fulmen.plugins.precision.half import HalfPrecision as HalfPrecision
     from fulmen.plugins.precision.precision import Precision as Precision
     from fulmen.plugins.precision.transformer_engine import TransformerEnginePrecision as TransformerEnginePrecision
@@ -30,8 +32,10 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "BitsandbytesPrecision": "fulmen.plugins.precision.bitsandbytes",
         "CheckpointIO": "fulmen.plugins.io.checkpoint_io",
         "ClusterEnvironment": "fulmen.plugins.environments.cluster_environment",
+        "DeepSpeedPrecision": "fulmen.plugins.precision.deepspeed",
         "DoublePrecision": "fulmen.plugins.precision.double",
         "Float8Precision": "fulmen.plugins.precision.float8",
+        "FSDPPrecision": "fulmen.plugins.precision.fsdp",
         "HalfPrecision": "fulmen.plugins.precision.half",
         "LayerSync": "fulmen.plugins.layer_sync",
         "MixedPrecision": "fulmen.plugins.precision.amp",

@@ -9,6 +9,9 @@ from fulmen.utilities.lazy import lazy_exports
 if TYPE_CHECKING:
     from fulmen.strategies.data_parallel import DataParallelStrategy as DataParallelStrategy
     from fulmen.strategies.ddp import DDPStrategy as DDPStrategy
+    from fulmen.strategies.deepspeed import DeepSpeedStrategy as DeepSpeedStrategy
+    from fulmen.strategies.fsdp import FSDPStrategy as FSDPStrategy
+    from fulmen.strategies.model_parallel import ModelParallelStrategy as ModelParallelStrategy
     from fulmen.strategies.parallel import ParallelStrategy as ParallelStrategy
     from fulmen.strategies.registry import STRATEGY_REGISTRY as STRATEGY_REGISTRY
     from fulmen.strategies.registry import StrategyRegistry as StrategyRegistry
@@ -23,6 +26,9 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "STRATEGY_REGISTRY": "fulmen.strategies.registry",
         "DDPStrategy": "fulmen.strategies.ddp",
         "DataParallelStrategy": "fulmen.strategies.data_parallel",
+        "DeepSpeedStrategy": "fulmen.strategies.deepspeed",
+        "FSDPStrategy": "fulmen.strategies.fsdp",
+        "ModelParallelStrategy": "fulmen.strategies.model_parallel",
         "ParallelStrategy": "fulmen.strategies.parallel",
         "SingleDeviceStrategy": "fulmen.strategies.single_device",
         "SingleDeviceXLAStrategy": "fulmen.strategies.single_xla",

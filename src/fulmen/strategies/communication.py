@@ -25,10 +25,36 @@ class Communication:
         """Number of this process among all."""
         return 0
 
+    # ---- data-parallel ranks: processes that work together on one model may get the same batches
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Into how many shares the data are divided: the number of processes, unless several work on one batch."""
+        return self.world_size
+
+    @property
+    def data_parallel_rank(self) -> int:
+        """Which share of the data this process gets; processes that work on one batch together say the same."""
+        return self.global_rank
+
+    @property
+    def data_parallel_group(self) -> Any:
+        """The processes that have, together, each share of the data once, this one among them; `None`: all."""
+        return None
+
+    @property
+    def speaks_for_share(self) -> bool:
+        """Whether this process counts where each share of the data counts once.
+
+        Of the processes with the same share, the one with the lowest rank. Those are neighbours here, as they are on
+        every mesh whose first dimensions are the data-parallel ones; a strategy with another mesh overrides this.
+        """
+        return self.global_rank % (self.world_size // self.data_parallel_size) == 0
+
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
         """How data is shared out: `num_replicas` shares, of which this process has number `rank`."""
-        return {"num_replicas": 1, "rank": 0}
+        return {"num_replicas": self.data_parallel_size, "rank": self.data_parallel_rank}
 
     @property
     def needs_shadow_steps(self) -> bool:
@@ -89,6 +115,17 @@ class Communication:
             obj: What this process contributes; it is pickled.
         """
         return [obj]
+
+    def gather_shares(self, obj: T) -> list[T]:
+        """Return what each data-parallel rank passed, in their order, on every process.
+
+        Args:
+            obj: What this process contributes; of those with the same share of the data, the first one counts.
+        """
+        if self.data_parallel_size == self.world_size:
+            return self.gather_objects(obj)
+        gathered = self.gather_objects((self.data_parallel_rank, obj))
+        return [each for _, each in sorted(dict(reversed(gathered)).items())]
 
     def agree(self, values: list[int], op: Literal["max", "min", "sum"] = "max") -> list[int]:
         """Reduce some integers over all processes, in host memory: the cheapest way to decide something together.

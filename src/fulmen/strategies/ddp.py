@@ -6,19 +6,16 @@ import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import SyncBatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from fulmen.strategies.ddp_hints import add_hint
-from fulmen.strategies.launchers.external import ExternalLauncher
+from fulmen.strategies.launchers.choice import StartMethod, choose_launcher
 from fulmen.strategies.launchers.launcher import Launcher
-from fulmen.strategies.launchers.multiprocessing import MultiProcessingLauncher
-from fulmen.strategies.launchers.subprocess_script import SubprocessScriptLauncher
 from fulmen.strategies.local_sgd import average_after_steps
 from fulmen.strategies.manual_step import ManualStep, prepare_for_backward
 from fulmen.strategies.optimizer_state import whole_optimizer_state
@@ -37,9 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DDPStrategy"]
 
-_StartMethod = Literal["popen", "spawn", "fork", "forkserver"]
-
-_NAMES: dict[str, _StartMethod] = {"ddp": "popen", "ddp_spawn": "spawn", "ddp_fork": "fork", "ddp_notebook": "fork"}
+_NAMES: dict[str, StartMethod] = {"ddp": "popen", "ddp_spawn": "spawn", "ddp_fork": "fork", "ddp_notebook": "fork"}
 
 
 class DDPStrategy(ParallelStrategy):
@@ -91,7 +86,7 @@ class DDPStrategy(ParallelStrategy):
         model_averaging_period: int | None = None,
         process_group_backend: str | None = None,
         timeout: timedelta | None = DEFAULT_TIMEOUT,
-        start_method: _StartMethod = "popen",
+        start_method: StartMethod = "popen",
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -145,28 +140,13 @@ class DDPStrategy(ParallelStrategy):
     # ---- where
 
     @property
-    def root_device(self) -> torch.device:
-        """The device of this process.
-
-        Raises:
-            RuntimeError: The devices are not known yet.
-        """
-        devices = self._parallel_devices
-        if not devices:
-            raise RuntimeError(
-                f"`{type(self).__name__}` has no devices yet. Pass it to a `Trainer` or `Fabric`, which chooses them,"
-                " or set its `parallel_devices`, e.g. to `[torch.device('cpu')] * 2`."
-            )
-        return devices[self.local_rank]
-
-    @property
     def averages_gradients_plainly(self) -> bool:
         """Whether torch's wrapper exchanges gradients in its own way, so that a mean over ranks does the same."""
         is_special = self._ddp_comm_hook is not None or self._model_averaging_period is not None
         return not is_special and type(self).setup_module is DDPStrategy.setup_module
 
     @property
-    def start_method(self) -> _StartMethod:
+    def start_method(self) -> StartMethod:
         """How processes are made, where nothing else has made them."""
         return self._start_method
 
@@ -178,11 +158,8 @@ class DDPStrategy(ParallelStrategy):
         return self._launcher
 
     def _make_launcher(self) -> Launcher:
-        if self._known_environment().creates_processes_externally:
-            return ExternalLauncher(self)
-        if self._start_method == "popen":
-            return SubprocessScriptLauncher(self)
-        return MultiProcessingLauncher(self, start_method=self._start_method)
+        self._known_environment()
+        return choose_launcher(self, self._start_method)
 
     # ---- prepare
 
@@ -202,18 +179,9 @@ class DDPStrategy(ParallelStrategy):
                 " static graph, torch sends the first gradients when the outputs of `training_step` are differentiated,"
                 " and with manual optimization that has happened before. Leave `static_graph` out."
             )
-        if self.layer_sync is not None:
-            self._model = self.layer_sync.apply(self._model)
-            self._has_synced_layers = True
-            self._refuse_synced_layers_on_cpu()
+        self._has_synced_layers = self.layer_sync is not None
+        self._apply_layer_sync()
         self.configure_ddp()
-
-    def _refuse_synced_layers_on_cpu(self) -> None:
-        if self.root_device.type == "cpu" and any(isinstance(one, SyncBatchNorm) for one in self._model.modules()):
-            raise MisconfigurationException(
-                "`Trainer(sync_batchnorm=True)` needs GPUs, as `torch.nn.SyncBatchNorm` does not compute on the CPU."
-                " Leave it out, or choose `accelerator='gpu'`."
-            )
 
     def configure_ddp(self) -> None:
         """Wrap the module of the run; override it to wrap in another way."""

@@ -26,6 +26,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, 
 from fulmen.strategies.fault_report import Report, end_process
 from fulmen.strategies.fault_scene import Scene, report_text
 from fulmen.strategies.fault_watch import FaultWatch
+from fulmen.strategies.process_group import current_membership
 from fulmen.utilities.rank_zero import rank_prefixed_message, rank_zero_only
 from fulmen.utilities.stack_dump import register_stack_dump
 
@@ -177,7 +178,8 @@ class _Ranks:
         self.rank = watch.rank
         self.world_size = watch.world_size
         self._store = TCPStore(watch.address, watch.port, is_master=False, timeout=timedelta(seconds=10))
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        membership = current_membership()
+        attempt = "0" if membership is None else membership.attempt  # under torchrun the store serves the next one, too
         start = self._store.add(f"fulmen/hang/{attempt}/starts_of_{self.rank}", 1)
         self._prefix = f"fulmen/hang/{attempt}/{start}"
         self._number = 0  # of the next alarm

@@ -7,6 +7,7 @@ by itself that another one failed is ended.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import secrets
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not declared so
 
+from fulmen.strategies.attempt import agree_on_attempt, store_outlives_processes
 from fulmen.strategies.fault_report import Report, end_process
 from fulmen.strategies.fault_scene import is_backward, is_exchange
 from fulmen.utilities.rank_zero import rank_prefixed_message, rank_zero_only
@@ -41,6 +43,8 @@ _IN_VAIN_S = 1.0  # in a collective after a failure: gloo raises by then, NCCL n
 _JOIN_BEFORE_END_S = 5.0  # a very short program must say farewell, too
 _JOIN_TIMEOUT_S = 120.0
 _END_OF_THREAD_S = 10.0
+
+_starts = itertools.count()  # of watches in this process
 
 
 class Line(threading.Thread):
@@ -392,10 +396,17 @@ def _meeting_point(line: Line) -> tuple[Any, str]:
         time.sleep(0.1)
     probe.close()
     store = TCPStore(watch.address, watch.port, is_master=False, timeout=timedelta(seconds=30))
-    # under torchrun the store outlives the processes and serves those of the next attempt as well
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    start = store.add(f"fulmen/fault_watch/{attempt}/starts_of_{watch.rank}", 1)
-    return store, f"fulmen/fault_watch/{attempt}/{start}"
+    if not store_outlives_processes():
+        return store, f"fulmen/fault_watch/{store.add(f'fulmen/fault_watch/starts_of_{watch.rank}', 1)}"
+
+    def wait() -> None:
+        if line.is_closed or time.monotonic() > deadline:
+            raise ConnectionAbortedError("the other ranks did not come")
+        time.sleep(0.02)
+
+    what = f"watch_{next(_starts)}"
+    attempt = agree_on_attempt(store, rank=watch.rank, world_size=watch.world_size, what=what, wait=wait)
+    return store, f"fulmen/fault_watch/{attempt}"
 
 
 def _listen(address: str, backlog: int) -> socket.socket:

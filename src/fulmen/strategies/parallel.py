@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import SyncBatchNorm
 
 from fulmen.strategies.fault_watch import FaultWatch
 from fulmen.strategies.process_group import DEFAULT_TIMEOUT, Membership, current_membership, join_group
 from fulmen.strategies.route import unwrapped
 from fulmen.strategies.strategy import Strategy
 from fulmen.utilities import distributed
+from fulmen.utilities.exceptions import MisconfigurationException
 from fulmen.utilities.rank_zero import rank_zero_only
 from fulmen.utilities.tree import apply_to_collection
 
@@ -90,9 +92,19 @@ class ParallelStrategy(Strategy, ABC):
     # ---- where
 
     @property
-    @abstractmethod
     def root_device(self) -> torch.device:
-        """The device of this process."""
+        """The device of this process.
+
+        Raises:
+            RuntimeError: The devices are not known yet.
+        """
+        devices = self._parallel_devices
+        if not devices:
+            raise RuntimeError(
+                f"`{type(self).__name__}` has no devices yet. Pass it to a `Trainer` or `Fabric`, which chooses them,"
+                " or set its `parallel_devices`, e.g. to `[torch.device('cpu')] * 2`."
+            )
+        return devices[self.local_rank]
 
     @property
     def parallel_devices(self) -> list[torch.device]:
@@ -196,11 +208,6 @@ class ParallelStrategy(Strategy, ABC):
             self.set_world_ranks()
         return self._place
 
-    @property
-    def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        """How data is shared out: one share per process."""
-        return {"num_replicas": self.world_size, "rank": self.global_rank}
-
     # ---- life
 
     @property
@@ -292,6 +299,17 @@ class ParallelStrategy(Strategy, ABC):
             f"`{type(self).__name__}.{wanted}` needs the other processes, which have not been launched: this one is"
             " alone. With a Trainer, call it during a run, in a hook; with Fabric, after `fabric.launch()`."
         )
+
+    def _apply_layer_sync(self) -> None:
+        """Let layers of the module look at the batches of all processes, if that was asked for."""
+        if self.layer_sync is None:
+            return
+        self._model = self.layer_sync.apply(self._model)
+        if self.root_device.type == "cpu" and any(isinstance(each, SyncBatchNorm) for each in self._model.modules()):
+            raise MisconfigurationException(
+                "`Trainer(sync_batchnorm=True)` needs GPUs, as `torch.nn.SyncBatchNorm` does not compute on the CPU."
+                " Leave it out, or choose `accelerator='gpu'`."
+            )
 
     # ---- talk
 

@@ -9,15 +9,16 @@ import atexit
 import os
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from multiprocessing.util import Finalize
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not declared so
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # public, but not declared so
 
+from fulmen.strategies.attempt import agree_on_attempt, store_outlives_processes
 from fulmen.utilities.distributed import is_group_initialized
 
 __all__ = ["DEFAULT_TIMEOUT", "Membership", "current_membership", "join_group", "leave_group"]
@@ -39,7 +40,11 @@ class Membership:
     store: Any
     by_backend: dict[str, Any]
     """Further groups of all ranks, for strategies that need another backend."""
+    meshes: dict[Any, Any] = field(default_factory=dict)
+    """Arrangements of the ranks that runs of this process have used, as each has groups of its own."""
     num_meetings: int = 0
+    attempt: str = ""
+    """Under torchrun, a name that the processes of this attempt have in common, and no other attempt has."""
 
     def meet(self, world_size: int, timeout_s: float) -> bool:
         """Wait for all ranks, but not for ever, and past the groups, in which others may be waiting; tell if all came.
@@ -105,19 +110,41 @@ def join_group(
     """
     membership = current_membership()
     if membership is None:
+        attempt = ""
         is_ours = not is_group_initialized()
         if is_ours:
             os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
             bound = device if device.index is not None and backend == "nccl" else None
+            where: dict[str, Any] = {"init_method": "env://"}
+            if store_outlives_processes():
+                attempt, where["store"] = _store_of_attempt(address, port, rank, world_size, timeout)
+                del where["init_method"]
             dist.init_process_group(
-                backend, init_method="env://", rank=rank, world_size=world_size, timeout=timeout, device_id=bound
+                backend, rank=rank, world_size=world_size, timeout=timeout, device_id=bound, **where
             )
             atexit.register(leave_group)
             Finalize(None, leave_group, exitpriority=0)  # in workers of `multiprocessing`, which have no `atexit`
         _refuse_other_size(world_size)
         membership = _enter(timeout, is_ours=is_ours)
+        membership.attempt = attempt
     _refuse_other_size(world_size)
     return membership
+
+
+def _store_of_attempt(address: str, port: int, rank: int, world_size: int, timeout: timedelta) -> tuple[str, Any]:
+    """Return a name for this attempt, and torchrun's store without what earlier attempts have left there."""
+    store = TCPStore(address, port, is_master=False, timeout=timeout)
+    deadline = time.monotonic() + timeout.total_seconds()
+
+    def wait() -> None:
+        if time.monotonic() > deadline:
+            raise dist.DistNetworkError(
+                f"Rank {rank} of {world_size} did not meet the others at {address}:{port} within {timeout}."
+            )
+        time.sleep(0.01)
+
+    attempt = agree_on_attempt(store, rank=rank, world_size=world_size, what="group", wait=wait)
+    return attempt, PrefixStore(f"fulmen/{attempt}", store)
 
 
 def leave_group() -> None:
@@ -133,7 +160,8 @@ def _enter(timeout: timedelta, *, is_ours: bool) -> Membership:
     control = world
     if _backends_of(world).get("cpu") is None:
         control = dist.new_group(backend="gloo", timeout=timeout)
-    meeting_point, store = (None, None) if is_ours else _open_store(control)
+    is_imagined = dist.get_backend(world) == "fake"  # of a plan: there is nobody to meet
+    meeting_point, store = (None, None) if is_ours or is_imagined else _open_store(control)
     _memberships[:] = [Membership(world, control, is_ours, meeting_point, store, {})]
     return _memberships[0]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from fulmen.strategies.data_parallel import DataParallelStrategy
 from fulmen.strategies.ddp import DDPStrategy
+from fulmen.strategies.deepspeed import DeepSpeedStrategy
 from fulmen.strategies.single_device import SingleDeviceStrategy
 from fulmen.strategies.single_xla import SingleDeviceXLAStrategy
 from fulmen.strategies.strategy import Strategy
@@ -76,3 +77,16 @@ class StrategyNames(Registry[Strategy]):
 StrategyRegistry = STRATEGY_REGISTRY = StrategyNames()
 for _strategy in (SingleDeviceStrategy, DDPStrategy, DataParallelStrategy, SingleDeviceXLAStrategy, XLAStrategy):
     _strategy.register_strategies(STRATEGY_REGISTRY)
+DeepSpeedStrategy.register_strategies(STRATEGY_REGISTRY)
+
+
+def _fsdp(**arguments: Any) -> Strategy:
+    from fulmen.strategies.fsdp import FSDPStrategy  # loads torch's sharded tensors: half a second
+
+    return FSDPStrategy(**arguments)
+
+
+STRATEGY_REGISTRY.register("fsdp", _fsdp, description="Fully sharded data parallel training (FSDP2)")
+STRATEGY_REGISTRY.register(
+    "fsdp_cpu_offload", _fsdp, description="as fsdp, with shards in host memory", cpu_offload=True
+)

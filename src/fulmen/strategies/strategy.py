@@ -17,6 +17,7 @@ from fulmen.plugins.precision.precision import Precision
 from fulmen.strategies.communication import Communication
 from fulmen.strategies.empty_init import EmptyInit
 from fulmen.strategies.trainer_side import TrainerSide
+from fulmen.utilities.sharded_gradients import clip_gradients_by_norm, clip_gradients_by_value
 from fulmen.utilities.state_names import named_as_in, without_compiler_names
 from fulmen.utilities.tree import move_data_to_device
 from fulmen.utilities.types import Stateful
@@ -361,8 +362,8 @@ class Strategy(TrainerSide, Communication, ABC):
         if max_norm <= 0:
             return torch.zeros((), device=self.root_device)
         self.precision_plugin.unscale_gradients(optimizer)
-        parameters = list(self.precision_plugin.main_params(optimizer))
-        return torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite)
+        parameters = self.precision_plugin.main_params(optimizer)
+        return clip_gradients_by_norm(parameters, max_norm, norm_type, error_if_nonfinite)
 
     def clip_gradients_value(self, module: Any, optimizer: Optimizer, clip_val: float) -> None:
         """Clamp each entry of the gradients of an optimizer to [-clip_val, clip_val].
@@ -375,7 +376,19 @@ class Strategy(TrainerSide, Communication, ABC):
         if clip_val <= 0:
             return
         self.precision_plugin.unscale_gradients(optimizer)
-        torch.nn.utils.clip_grad_value_(list(self.precision_plugin.main_params(optimizer)), clip_val)
+        clip_gradients_by_value(self.precision_plugin.main_params(optimizer), clip_val)
+
+    def scale_gradients(self, optimizer: Optimizer, factor: float) -> None:
+        """Multiply all gradients of an optimizer by a number, before it steps.
+
+        Args:
+            optimizer: Whose parameters are meant.
+            factor: The number.
+        """
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
 
     # ---- keep
 
@@ -404,6 +417,15 @@ class Strategy(TrainerSide, Communication, ABC):
             optimizer: The optimizer.
         """
         return optimizer.state_dict()
+
+    def load_optimizer_state(self, optimizer: Optimizer, state: Any) -> None:
+        """Load the state of an optimizer.
+
+        Args:
+            optimizer: The optimizer; in place.
+            state: What `get_optimizer_state` returned.
+        """
+        optimizer.load_state_dict(state)
 
     def save_state(
         self,
@@ -470,6 +492,8 @@ class Strategy(TrainerSide, Communication, ABC):
             content, target = checkpoint.pop(name), state[name]
             if isinstance(target, nn.Module):
                 self.load_module_state_dict(target, content, strict=strict)
+            elif isinstance(target, Optimizer):
+                self.load_optimizer_state(target, content)
             elif isinstance(target, Stateful):
                 target.load_state_dict(content)
             else:

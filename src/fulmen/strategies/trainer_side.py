@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fulmen.strategies.optimizer_state import move_optimizer_state
+from fulmen.utilities.files import is_sharded_folder
 
 if TYPE_CHECKING:
     from fulmen.accelerators.accelerator import Accelerator
@@ -57,6 +58,7 @@ class TrainerSide:
             self, module: nn.Module, state_dict: dict[str, Any], strict: bool = True
         ) -> None: ...
         def get_optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]: ...  # noqa: D102
+        def load_optimizer_state(self, optimizer: Optimizer, state: Any) -> None: ...  # noqa: D102
 
     def __init__(self) -> None:
         self._lightning_module: Any = None
@@ -156,8 +158,26 @@ class TrainerSide:
         return False
 
     @property
+    def has_dtensors(self) -> bool:
+        """Whether a rank may have only parts of the weights, as `DTensor`s."""
+        return False
+
+    def average_accumulated(self) -> bool:
+        """Average over ranks what was accumulated within `block_backward_sync`, without another backward pass.
+
+        Returns:
+            Whether it is done; where gradients are whole, the loop does it.
+        """
+        return False
+
+    @property
     def lightning_restore_optimizer(self) -> bool:
         """Whether the Trainer loads the states of the optimizers; otherwise the strategy does."""
+        return True
+
+    @property
+    def allows_inference_mode(self) -> bool:
+        """Whether validate, test and predict may use `torch.inference_mode`; otherwise they use `torch.no_grad`."""
         return True
 
     @property
@@ -255,13 +275,19 @@ class TrainerSide:
             weights_only: Refuse everything but tensors and plain data. `None` leaves it to the `CheckpointIO`.
 
         Returns:
-            Its content, in host memory.
+            Its content, in host memory; that of a folder of shards, too.
         """
         if self.root_device.type == "cuda":
             torch.cuda.empty_cache()  # the content is copied to the device later, beside what is there
-        if weights_only is None:  # implementations written for older versions do not take the argument
-            return self.checkpoint_io.load_checkpoint(checkpoint_path)
-        return self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)
+        # implementations written for older versions do not take the argument
+        kwargs = {} if weights_only is None else {"weights_only": weights_only}
+        checkpoint = self.checkpoint_io.load_checkpoint(checkpoint_path, **kwargs)
+        if is_sharded_folder(checkpoint_path):
+            from fulmen.plugins.io.distributed_io import ShardedCheckpoint
+
+            if isinstance(checkpoint, ShardedCheckpoint):
+                return checkpoint.read_whole()
+        return checkpoint
 
     def remove_checkpoint(self, filepath: _PATH) -> None:
         """Delete a checkpoint, on the first process.
@@ -302,6 +328,11 @@ class TrainerSide:
         Raises:
             ValueError: There are more or fewer states than optimizers.
         """
+        for optimizer, state in self._paired_with_states(checkpoint):
+            self.load_optimizer_state(optimizer, state)
+            move_optimizer_state(optimizer, self.root_device)
+
+    def _paired_with_states(self, checkpoint: dict[str, Any]) -> list[tuple[Optimizer, Any]]:
         states = checkpoint["optimizer_states"]
         if len(states) != len(self._optimizers):
             raise ValueError(
@@ -309,9 +340,23 @@ class TrainerSide:
                 f" {len(self._optimizers)}; which belongs to which is unknown."
                 " Return as many, or load only the weights with `load_from_checkpoint`."
             )
-        for optimizer, state in zip(self._optimizers, states, strict=True):
-            optimizer.load_state_dict(state)
-            move_optimizer_state(optimizer, self.root_device)
+        return list(zip(self._optimizers, states, strict=True))
+
+    def whole_states(self) -> dict[str, Any]:
+        """Return weights and states of the optimizers, whole on rank 0, for a process without the others.
+
+        All ranks must call it.
+        """
+        optimizers = [self.optimizer_state(optimizer) for optimizer in self._optimizers]
+        return {"state_dict": self.lightning_module_state_dict(), "optimizers": optimizers}
+
+    def gathered(self, tree: Any) -> Any:
+        """Return a collection with its tensors whole on rank 0; all ranks must call it.
+
+        Args:
+            tree: Tensors nested in collections; here they are whole already.
+        """
+        return tree
 
     # ---- moments of a run
 

@@ -36,17 +36,16 @@ class TrainerCarrier:
         self._module = module
 
     def pack(self) -> dict[str, Any]:
-        """Return the state, in the worker of rank 0."""
+        """Return the state; all workers must call it, and that of rank 0 is whole."""
         trainer = self._trainer
         strategy = trainer.strategy
         return {
-            "state_dict": strategy.lightning_module_state_dict(),
-            "optimizers": [strategy.optimizer_state(optimizer) for optimizer in trainer.optimizers],
+            **strategy.whole_states(),
             "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
             "loops": {name: getattr(trainer, name).state_dict() for name in _LOOPS},
             "batches_that_stepped": trainer.fit_loop.batches_that_stepped,
             "num_batches": trainer.fit_loop.num_batches,
-            "callbacks": {callback.state_key: callback.state_dict() for callback in trainer.callbacks},
+            "callbacks": strategy.gathered({each.state_key: each.state_dict() for each in trainer.callbacks}),
             "versions": [logger.version for logger in trainer.loggers],
             "callback_metrics": _on_cpu(trainer.callback_metrics),
             "logged_metrics": _on_cpu(trainer.logged_metrics),
@@ -65,7 +64,8 @@ class TrainerCarrier:
         trainer = self._trainer
         trainer.attach(self._module)
         configure_model(trainer)
-        self._module.load_state_dict(payload["state_dict"])
+        is_empty = any(parameter.is_meta for parameter in self._module.parameters())  # it got memory in the workers
+        self._module.load_state_dict(payload["state_dict"], assign=is_empty)
         for name, state in payload["loops"].items():
             getattr(trainer, name).load_state_dict(state)
         trainer.fit_loop.progress.batches_that_stepped = payload["batches_that_stepped"]

@@ -37,6 +37,7 @@ from fulmen.core.whereabouts import whereabouts
 from fulmen.data.worker_report import end_workers_behind, explain_worker_failure
 from fulmen.loggers.params import merge_hparams
 from fulmen.strategies.fault_watch import FaultWatch
+from fulmen.strategies.random_numbers import draw_alike
 from fulmen.trainer.checks import check_callbacks, check_run
 from fulmen.trainer.defaults import add_module_callbacks
 from fulmen.trainer.event_table import owner_label
@@ -124,6 +125,7 @@ def set_up(
     if fn == "fit":
         trainer.fit_loop.resolve_max_epochs()
     strategy.setup_environment()
+    draw_alike(strategy)
     trainer.settle_log_dir()
     rank = trainer.local_rank if trainer.world_size > 1 else None
     trainer.profiler.setup(stage=fn, local_rank=rank, log_dir=trainer.log_dir)
@@ -154,12 +156,15 @@ def set_up(
         with explaining_misfit(trainer, ckpt_path):
             if is_late:
                 _restore_what_every_stage_uses(trainer, checkpoint)
+                if fn == "fit":
+                    _let_callbacks_change_optimizers(trainer)
             restore_loops(trainer, checkpoint)
             if fn == "fit":
                 restore_optimizers_and_schedulers(trainer, checkpoint)
                 trainer.keep_checkpoint(checkpoint)
                 send_owed_row(trainer, checkpoint.get(OWN_KEY, {}))
     trainer.signals.install(fn)
+    draw_alike(strategy)  # again: what was set up may have drawn on one rank only
     if fn == "fit":
         module.zero_grad()
 
@@ -226,6 +231,13 @@ def _restore_what_every_stage_uses(trainer: Trainer, checkpoint: dict[str, Any])
     restore_modules(trainer, checkpoint)
     restore_callbacks(trainer, checkpoint)
     restore_precision(trainer, checkpoint)
+
+
+def _let_callbacks_change_optimizers(trainer: Trainer) -> None:
+    """Let callbacks give the optimizers the groups of their state, which they have got after `on_fit_start`."""
+    for callback in trainer.callbacks:
+        if (restore := getattr(callback, "restore_optimizers", None)) is not None:
+            restore(trainer, trainer.lightning_module)
 
 
 def _restore_record(trainer: Trainer, checkpoint: dict[str, Any] | None, ckpt_path: Any) -> None:

@@ -33,6 +33,7 @@ from fulmen.loops.predict import PredictionLoop
 from fulmen.loops.transfer import TransferHooks, transfer_hooks
 from fulmen.metrics.deferred import DeferringBoard
 from fulmen.metrics.history import History
+from fulmen.metrics.objects import synchronize_over
 from fulmen.metrics.publish import MetricBoard, Scope
 from fulmen.metrics.store import MetricStore
 from fulmen.profilers.base import PassThroughProfiler
@@ -58,6 +59,7 @@ from fulmen.utilities.model_helpers import is_overridden
 
 if TYPE_CHECKING:
     from fulmen.accelerators.accelerator import Accelerator
+    from fulmen.planning.plan import Plan
     from fulmen.plugins.environments.cluster_environment import ClusterEnvironment
     from fulmen.plugins.io.checkpoint_io import CheckpointIO
     from fulmen.plugins.layer_sync import LayerSync
@@ -429,7 +431,8 @@ class Trainer(TrainerView):
         if verbose and results and self.is_global_zero:
             from fulmen.callbacks.results_table import print_results
 
-            print_results(results, stage)
+            loop = self.validate_loop if stage == "validate" else self.test_loop
+            (loop.show_results or print_results)(results, stage)
         return results or []
 
     # ---- during a run; for the loops, the strategy and `run`
@@ -454,6 +457,7 @@ class Trainer(TrainerView):
         self.metrics.clear()
         self.metrics.module = self.lightning_module
         self.metrics.ranks = self._strategy if self.world_size > 1 else None
+        synchronize_over(self.lightning_module, self._strategy.data_parallel_group)
         self.metrics.history = self.history if self.is_global_zero else None
         for store in self._metric_stores():
             store.clear()
@@ -464,6 +468,7 @@ class Trainer(TrainerView):
             self.metrics.to_cpu()
         finally:
             self.metrics.deactivate()
+            synchronize_over(self.lightning_module, None)
             for store in self._metric_stores():
                 store.leave_batches()
 
@@ -692,6 +697,47 @@ class Trainer(TrainerView):
         from fulmen.trainer.live_report import report_on
 
         return report_on(self, path) if self.is_global_zero else None
+
+    def plan(
+        self,
+        model: LightningModule,
+        batch: Any = None,
+        *,
+        num_nodes: int | None = None,
+        devices: int | None = None,
+        memory: str | float | None = None,
+        datamodule: LightningDataModule | None = None,
+    ) -> Plan:
+        """Find out what a training step would take on machines that are not there: memory, exchanges, work.
+
+        One step of the module is traced on one rank of an imagined world with this Trainer's strategy, precision,
+        accumulation and clipping. Nothing is computed and tensors take no memory; the module may be on "meta".
+
+        Args:
+            model: The module; it is not changed.
+            batch: A batch of one rank, or its shapes as text: `"8x2048:int64"`, `"ids=8x2048:int64,mask=8x2048"`. By
+                default the first one of `train_dataloader` of datamodule or module, or `model.example_input_array`.
+            num_nodes: Number of machines; that of the Trainer by default.
+            devices: Devices of each machine; those of the Trainer by default.
+            memory: Memory of a device, to tell whether it fits: bytes, `"80GiB"`, or a name as `"h100"`.
+            datamodule: Gives the batch.
+
+        Returns:
+            The plan; `print` it, or take `plan.as_dict()`.
+
+        Raises:
+            PlanError: The step needs the values of tensors; it says in which line.
+            MisconfigurationException: There is no batch, or no such mesh.
+
+        Example::
+
+            with torch.device("meta"):
+                model = LitLlama(layers=80)
+            print(Trainer(strategy="fsdp").plan(model, "1x8192:int64", num_nodes=128, devices=8, memory="h100"))
+        """
+        from fulmen.trainer.planning import plan_fit
+
+        return plan_fit(self, model, batch, datamodule=datamodule, num_nodes=num_nodes, devices=devices, memory=memory)
 
     def print_events(self) -> None:
         """Print who acts at each event of a run, in calling order; call it in a hook or after a run."""

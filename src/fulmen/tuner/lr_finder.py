@@ -22,6 +22,7 @@ from fulmen.utilities.exceptions import MisconfigurationException
 from fulmen.utilities.lazy import require
 from fulmen.utilities.options import check_number
 from fulmen.utilities.rank_zero import rank_zero_warn
+from fulmen.utilities.step_outputs import loss_in
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -185,7 +186,7 @@ class _Probe(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        loss = loss_in(outputs)
         if isinstance(loss, Tensor):
             self._window.append(loss.detach())
         if trainer.global_step > self._steps_before:

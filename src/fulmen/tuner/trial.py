@@ -65,6 +65,12 @@ class Trial:
         self._fn = str(trainer.state.fn.value)  # type: ignore[union-attr]  # a run goes on
         self._most = math.inf
         self._seen: dict[int, tuple[int, ...]] = {}  # by size tried, those that the loaders have
+        if trainer.strategy.has_dtensors or trainer.strategy.needs_shadow_steps:
+            raise MisconfigurationException(
+                f"`scale_batch_size` cannot work with `{type(trainer.strategy).__name__}`, whose ranks need each other"
+                " in each layer: one that runs out of memory would leave the others waiting. Choose the batch size"
+                " yourself; `Trainer.plan` tells what fits."
+            )
         if trainer.world_size > 1 and any(isinstance(child, nn.SyncBatchNorm) for child in module.modules()):
             raise MisconfigurationException(
                 "`scale_batch_size` cannot work with `sync_batchnorm=True` on several ranks: a rank that runs out of"

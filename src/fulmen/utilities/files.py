@@ -34,9 +34,11 @@ __all__ = [
     "ensure_writable",
     "get_filesystem",
     "is_local",
+    "is_sharded_folder",
     "is_shared_filesystem",
     "load_file",
     "local_path",
+    "sync_folder",
     "verify_file",
 ]
 
@@ -83,6 +85,15 @@ def local_path(path: str | os.PathLike[str]) -> str:
     for protocol in _LOCAL_PROTOCOLS:
         text = text.removeprefix(f"{protocol}://")
     return text
+
+
+def is_sharded_folder(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a path is a folder of shards that `torch.distributed.checkpoint` wrote, whole or not.
+
+    Args:
+        path: A local path or a URL; on a server there are none.
+    """
+    return is_local(path) and os.path.isfile(os.path.join(local_path(path), ".metadata"))
 
 
 def ensure_writable(folder: str | os.PathLike[str]) -> None:
@@ -239,7 +250,7 @@ def atomic_open(path: str | os.PathLike[str], mode: str = "wb", *, durable: bool
             if os.name == "nt":  # renames no open file
                 os.replace(temporary, target)
             if durable:
-                _sync_folder(folder)
+                sync_folder(folder)
     except BaseException:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
@@ -267,7 +278,7 @@ def atomic_symlink(target: str | os.PathLike[str], link: str | os.PathLike[str])
             except FileNotFoundError:
                 if not tries_left:  # else a run that is just beginning took the new link for a leftover
                     raise
-        _sync_folder(folder)
+        sync_folder(folder)
 
 
 def atomic_link(target: str | os.PathLike[str], link: str | os.PathLike[str]) -> None:
@@ -307,8 +318,12 @@ def _sync(descriptor: int) -> None:
             raise
 
 
-def _sync_folder(folder: str) -> None:
-    """Make a rename survive a power failure; Windows has no such call."""
+def sync_folder(folder: str) -> None:
+    """Make new names in a folder survive a power failure; Windows has no such call.
+
+    Args:
+        folder: A local folder.
+    """
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Questions about the methods a user wrote."""
+"""Questions about the methods and the layers of a module."""
 
 from __future__ import annotations
 
@@ -7,10 +7,20 @@ import sys
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fulmen.utilities.lazy import require
 
-__all__ = ["get_torchvision_model", "is_overridden"]
+__all__ = ["batch_norms", "get_torchvision_model", "is_overridden"]
+
+
+def batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
+    """Return the batch norms of a module by their names.
+
+    Args:
+        module: The module.
+    """
+    return {name: each for name, each in module.named_modules() if isinstance(each, _BatchNorm)}
 
 
 def get_torchvision_model(model_name: str, **kwargs: Any) -> nn.Module:

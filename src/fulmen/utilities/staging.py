@@ -24,7 +24,14 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["LEFTOVER_AGE_S", "create_beside", "name_beside", "put_in_place", "remove_leftovers"]
+__all__ = [
+    "LEFTOVER_AGE_S",
+    "create_beside",
+    "create_folder_beside",
+    "name_beside",
+    "put_in_place",
+    "remove_leftovers",
+]
 
 LEFTOVER_AGE_S = 3600.0
 """How long a file must have been untouched to be a leftover where its writer's lock cannot be asked for, in seconds."""
@@ -59,17 +66,51 @@ def create_beside(path: str, mode: str, **options: Any) -> tuple[IO[Any], str]:
         file.close()
 
 
+def create_folder_beside(path: str) -> tuple[str, int]:
+    """Make a new hidden folder beside `path`, locked until the descriptor is closed.
+
+    Args:
+        path: The folder, or file, to be replaced later.
+
+    Returns:
+        The folder's name, and a descriptor to be closed by `os.close`; -1 where folders cannot be locked.
+    """
+    while True:
+        name = name_beside(path)
+        os.mkdir(name)
+        if fcntl is None:
+            return name, -1
+        try:
+            descriptor = os.open(name, os.O_RDONLY)
+        except FileNotFoundError:  # another run, cleaning up, took it for a leftover
+            continue
+        if _lock(descriptor) is not False and _is_linked(name, descriptor):
+            return name, descriptor
+        os.close(descriptor)
+
+
 def put_in_place(staged: str, path: str) -> None:
-    """Rename a hidden file, link or folder over `path`, in one step; a folder that was there is removed."""
-    if not os.path.isdir(path) or os.path.islink(path):
+    """Rename a hidden file, link or folder over `path`, in one step; what was there is removed."""
+    if not os.path.lexists(path) or not (_is_folder(staged) or _is_folder(path)):
         os.replace(staged, path)
     elif _exchanged(staged, path):
-        shutil.rmtree(staged, ignore_errors=True)
+        _discard(staged)
     else:  # a file system that cannot exchange: for a moment there is nothing of that name
-        aside = f"{staged}.old"
+        aside = name_beside(path)
         os.rename(path, aside)
         os.rename(staged, path)
-        shutil.rmtree(aside, ignore_errors=True)
+        _discard(aside)
+
+
+def _is_folder(path: str) -> bool:
+    return os.path.isdir(path) and not os.path.islink(path)
+
+
+def _discard(path: str) -> None:
+    if _is_folder(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        os.unlink(path)
 
 
 def remove_leftovers(folder: str) -> list[str]:
@@ -98,8 +139,7 @@ def _remove(path: str, *, is_of_this_machine: bool) -> bool:
         found = os.lstat(path)
         is_old = time.time() - found.st_mtime > LEFTOVER_AGE_S
         if stat.S_ISDIR(found.st_mode):
-            if is_of_this_machine or is_old:
-                shutil.rmtree(path, ignore_errors=True)
+            _remove_folder(path, is_of_this_machine, is_old)
         elif not stat.S_ISREG(found.st_mode):  # a link cannot be locked, so who makes one tries again if it is gone
             if is_of_this_machine or is_old:
                 os.unlink(path)
@@ -108,6 +148,17 @@ def _remove(path: str, *, is_of_this_machine: bool) -> bool:
     except OSError:
         return False  # gone already, or another user's
     return not os.path.lexists(path)
+
+
+def _remove_folder(path: str, is_of_this_machine: bool, is_old: bool) -> None:
+    descriptor = -1 if fcntl is None else os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    try:
+        locked = None if fcntl is None else _lock(descriptor)
+        if locked is not False and (is_old or (locked and is_of_this_machine)):
+            shutil.rmtree(path, ignore_errors=True)
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def _remove_file(path: str, is_of_this_machine: bool, is_old: bool) -> None:

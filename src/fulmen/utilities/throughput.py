@@ -61,11 +61,14 @@ class Throughput:
         world_size: Number of devices; rates of all together are given if it is more than 1.
         window_size: Number of updates that a rate covers; before so many have come there are no rates.
         separator: What stands between `device` and the name of a rate.
+        data_parallel_size: On how many batches the devices work at a time; `world_size` unless several devices work on
+            one batch together (tensor parallel).
 
     Attributes:
         available_flops: As given.
         separator: As given.
         world_size: As given.
+        data_parallel_size: As given.
 
     Example::
 
@@ -80,9 +83,16 @@ class Throughput:
         world_size: int = 1,
         window_size: int = 100,
         separator: str = "/",
+        *,
+        data_parallel_size: int | None = None,
     ) -> None:
         why = "the number of devices. Pass 1 or more."
         check_number("Throughput", "world_size", world_size, why, least=1, whole=True)
+        why = "on how many batches the devices work at a time. Pass 1 to `world_size`, or leave it out."
+        check_number(
+            "Throughput", "data_parallel_size", data_parallel_size, why,
+            least=1, most=world_size, whole=True, optional=True,
+        )  # fmt: skip
         why = "the number of updates in a window. A rate needs two points in time. Pass 2 or more."
         check_number("Throughput", "window_size", window_size, why, least=2, whole=True)
         why = "the peak of the chip in operations a second."
@@ -95,6 +105,7 @@ class Throughput:
         self.available_flops = available_flops
         self.separator = separator
         self.world_size = world_size
+        self.data_parallel_size = world_size if data_parallel_size is None else data_parallel_size
         self._readings: deque[_Reading] = deque(maxlen=window_size)
 
     def update(
@@ -145,10 +156,14 @@ class Throughput:
             rates = self._rates()
             results |= {f"device{self.separator}{name}": rate for name, rate in rates.items()}
             if self.world_size > 1:
-                results |= {name: rate * self.world_size for name, rate in rates.items()}
+                results |= {name: rate * self._num_sources(name) for name, rate in rates.items()}
             if self.available_flops and "flops_per_sec" in rates:
                 results[f"device{self.separator}mfu"] = rates["flops_per_sec"] / self.available_flops
         return results
+
+    def _num_sources(self, name: str) -> int:
+        """How many times the rate of this device makes that of all: devices share batches, not operations."""
+        return self.world_size if name == "flops_per_sec" else self.data_parallel_size
 
     def _rates(self) -> dict[str, float]:
         first, last = self._readings[0], self._readings[-1]

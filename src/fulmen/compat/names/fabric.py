@@ -53,7 +53,9 @@ FABRIC: dict[str, dict[str, str]] = {
         "fulmen.plugins.io.xla": "XLACheckpointIO",
         "fulmen.plugins.precision.amp": "MixedPrecision",
         "fulmen.plugins.precision.bitsandbytes": "BitsandbytesPrecision",
+        "fulmen.plugins.precision.deepspeed": "DeepSpeedPrecision",
         "fulmen.plugins.precision.double": "DoublePrecision",
+        "fulmen.plugins.precision.fsdp": "FSDPPrecision",
         "fulmen.plugins.precision.half": "HalfPrecision",
         "fulmen.plugins.precision.precision": "Precision",
         "fulmen.plugins.precision.transformer_engine": "TransformerEnginePrecision",
@@ -107,7 +109,9 @@ FABRIC: dict[str, dict[str, str]] = {
     "lightning.fabric.plugins.precision": {
         "fulmen.plugins.precision.amp": "MixedPrecision",
         "fulmen.plugins.precision.bitsandbytes": "BitsandbytesPrecision",
+        "fulmen.plugins.precision.deepspeed": "DeepSpeedPrecision",
         "fulmen.plugins.precision.double": "DoublePrecision",
+        "fulmen.plugins.precision.fsdp": "FSDPPrecision",
         "fulmen.plugins.precision.half": "HalfPrecision",
         "fulmen.plugins.precision.precision": "Precision",
         "fulmen.plugins.precision.transformer_engine": "TransformerEnginePrecision",
@@ -117,7 +121,9 @@ FABRIC: dict[str, dict[str, str]] = {
     "lightning.fabric.plugins.precision.bitsandbytes": {
         "fulmen.plugins.precision.bitsandbytes": "BitsandbytesPrecision",
     },
+    "lightning.fabric.plugins.precision.deepspeed": {"fulmen.plugins.precision.deepspeed": "DeepSpeedPrecision"},
     "lightning.fabric.plugins.precision.double": {"fulmen.plugins.precision.double": "DoublePrecision"},
+    "lightning.fabric.plugins.precision.fsdp": {"fulmen.plugins.precision.fsdp": "FSDPPrecision"},
     "lightning.fabric.plugins.precision.half": {"fulmen.plugins.precision.half": "HalfPrecision"},
     "lightning.fabric.plugins.precision.precision": {
         "fulmen.compat.argument_types": (
@@ -135,14 +141,19 @@ FABRIC: dict[str, dict[str, str]] = {
     },
     "lightning.fabric.plugins.precision.xla": {"fulmen.plugins.precision.xla": "XLAPrecision"},
     "lightning.fabric.strategies": {
+        "fulmen.compat._fabric_deepspeed": "DeepSpeedStrategy",
+        "fulmen.compat._fabric_fsdp": "FSDPStrategy",
         "fulmen.compat._fabric_strategies": (
             "DDPStrategy DataParallelStrategy ParallelStrategy SingleDeviceStrategy SingleDeviceXLAStrategy "
             "Strategy XLAStrategy"
         ),
+        "fulmen.compat._model_parallel": "ModelParallelStrategy",
         "fulmen.strategies.registry": "STRATEGY_REGISTRY",
     },
     "lightning.fabric.strategies.ddp": {"fulmen.compat._fabric_strategies": "DDPStrategy"},
+    "lightning.fabric.strategies.deepspeed": {"fulmen.compat._fabric_deepspeed": "DeepSpeedStrategy"},
     "lightning.fabric.strategies.dp": {"fulmen.compat._fabric_strategies": "DataParallelStrategy"},
+    "lightning.fabric.strategies.fsdp": {"fulmen.compat._fabric_fsdp": "FSDPStrategy"},
     "lightning.fabric.strategies.launchers": {
         "fulmen.compat.launchers": (
             "_MultiProcessingLauncher=MultiProcessingLauncher _SubprocessScriptLauncher=SubprocessScriptLauncher "
@@ -158,6 +169,7 @@ FABRIC: dict[str, dict[str, str]] = {
         "fulmen.compat.launchers": "_SubprocessScriptLauncher=SubprocessScriptLauncher",
     },
     "lightning.fabric.strategies.launchers.xla": {"fulmen.compat.launchers": "_XLALauncher=XLALauncher"},
+    "lightning.fabric.strategies.model_parallel": {"fulmen.compat._model_parallel": "ModelParallelStrategy"},
     "lightning.fabric.strategies.parallel": {"fulmen.compat._fabric_strategies": "ParallelStrategy"},
     "lightning.fabric.strategies.registry": {"fulmen.strategies.registry": "_StrategyRegistry=StrategyNames"},
     "lightning.fabric.strategies.single_device": {"fulmen.compat._fabric_strategies": "SingleDeviceStrategy"},
@@ -212,9 +224,14 @@ FABRIC: dict[str, dict[str, str]] = {
             "_TORCH_LESS_EQUAL_2_6=TORCH_LESS_EQUAL_2_6"
         ),
     },
-    "lightning.fabric.utilities.init": {"fulmen.strategies.empty_init": "_EmptyInit=EmptyInit"},
+    "lightning.fabric.utilities.init": {
+        "fulmen.compat.lazy_load": "_materialize_meta_tensors=materialize_meta",
+        "fulmen.strategies.empty_init": "_EmptyInit=EmptyInit",
+    },
     "lightning.fabric.utilities.load": {
-        "fulmen.compat.lazy_load": "_lazy_load=lazy_load _materialize_tensors=materialize",
+        "fulmen.compat.lazy_load": (
+            "_NotYetLoadedTensor=NotYetLoadedTensor _lazy_load=lazy_load _materialize_tensors=materialize"
+        ),
     },
     "lightning.fabric.utilities.logger": {
         "fulmen.loggers.params": (

@@ -27,7 +27,9 @@ PLUGINS: dict[str, dict[str, str]] = {
         "fulmen.plugins.layer_sync": "LayerSync TorchSyncBatchNorm",
         "fulmen.plugins.precision.amp": "MixedPrecision",
         "fulmen.plugins.precision.bitsandbytes": "BitsandbytesPrecision",
+        "fulmen.plugins.precision.deepspeed": "DeepSpeedPrecision",
         "fulmen.plugins.precision.double": "DoublePrecision",
+        "fulmen.plugins.precision.fsdp": "FSDPPrecision",
         "fulmen.plugins.precision.half": "HalfPrecision",
         "fulmen.plugins.precision.precision": "Precision",
         "fulmen.plugins.precision.transformer_engine": "TransformerEnginePrecision",
@@ -60,7 +62,9 @@ PLUGINS: dict[str, dict[str, str]] = {
     "lightning.pytorch.plugins.precision": {
         "fulmen.plugins.precision.amp": "MixedPrecision",
         "fulmen.plugins.precision.bitsandbytes": "BitsandbytesPrecision",
+        "fulmen.plugins.precision.deepspeed": "DeepSpeedPrecision",
         "fulmen.plugins.precision.double": "DoublePrecision",
+        "fulmen.plugins.precision.fsdp": "FSDPPrecision",
         "fulmen.plugins.precision.half": "HalfPrecision",
         "fulmen.plugins.precision.precision": "Precision",
         "fulmen.plugins.precision.transformer_engine": "TransformerEnginePrecision",
@@ -70,10 +74,12 @@ PLUGINS: dict[str, dict[str, str]] = {
     "lightning.pytorch.plugins.precision.bitsandbytes": {
         "fulmen.plugins.precision.bitsandbytes": "BitsandbytesPrecision",
     },
+    "lightning.pytorch.plugins.precision.deepspeed": {"fulmen.plugins.precision.deepspeed": "DeepSpeedPrecision"},
     "lightning.pytorch.plugins.precision.double": {
         "fulmen.compat.double_precision": "LightningDoublePrecisionModule",
         "fulmen.plugins.precision.double": "DoublePrecision",
     },
+    "lightning.pytorch.plugins.precision.fsdp": {"fulmen.plugins.precision.fsdp": "FSDPPrecision"},
     "lightning.pytorch.plugins.precision.half": {"fulmen.plugins.precision.half": "HalfPrecision"},
     "lightning.pytorch.plugins.precision.precision": {"fulmen.plugins.precision.precision": "Precision"},
     "lightning.pytorch.plugins.precision.transformer_engine": {

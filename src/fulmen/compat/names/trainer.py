@@ -17,13 +17,14 @@ TRAINER: dict[str, dict[str, str]] = {
             "ReduceLROnPlateau"
         ),
         "fulmen.cli.save_config": "SaveConfigCallback",
+        "jsonargparse": "ActionConfigFile ArgumentParser Namespace class_from_function",  # salt-ml has one from there
     },
     "lightning.pytorch.loops": {
-        "fulmen.loops.evaluate": "_EvaluationLoop=EvaluationLoop",
+        "fulmen.compat.evaluation_loop": "_EvaluationLoop=EvaluationLoop",
         "fulmen.loops.fit": "_FitLoop=FitLoop",
         "fulmen.loops.predict": "_PredictionLoop=PredictionLoop",
     },
-    "lightning.pytorch.loops.evaluation_loop": {"fulmen.loops.evaluate": "_EvaluationLoop=EvaluationLoop"},
+    "lightning.pytorch.loops.evaluation_loop": {"fulmen.compat.evaluation_loop": "_EvaluationLoop=EvaluationLoop"},
     "lightning.pytorch.loops.fetchers": {},
     "lightning.pytorch.loops.fit_loop": {"fulmen.loops.fit": "_FitLoop=FitLoop"},
     "lightning.pytorch.loops.loop": {},
@@ -45,6 +46,10 @@ TRAINER: dict[str, dict[str, str]] = {
     "lightning.pytorch.loops.progress": {"fulmen.loops.progress": "_BatchProgress=Progress _ProcessedTracker=Counts"},
     "lightning.pytorch.loops.training_epoch_loop": {"fulmen.loops.fit": "_TrainingEpochLoop=FitLoop"},
     "lightning.pytorch.loops.utilities": {"fulmen.compat.finite_loss": "check_finite_loss"},
+    "lightning.pytorch.serve": {
+        "fulmen.serve.servable_module": "ServableModule",
+        "fulmen.serve.validator": "ServableModuleValidator",
+    },
     "lightning.pytorch.trainer": {"fulmen.trainer.trainer": "Trainer", "fulmen.utilities.seed": "seed_everything"},
     "lightning.pytorch.trainer.call": {},
     "lightning.pytorch.trainer.configuration_validator": {},

@@ -32,6 +32,9 @@ UTILITIES: dict[str, dict[str, str]] = {
         "fulmen.utilities.data": "has_len_all_ranks",
         "fulmen.utilities.tree": "BType extract_batch_size",
     },
+    "lightning.pytorch.utilities.deepspeed": {
+        "fulmen.utilities.deepspeed": "CPU_DEVICE convert_zero_checkpoint_to_fp32_state_dict ds_checkpoint_dir",
+    },
     "lightning.pytorch.utilities.enums": {"fulmen.utilities.enums": "GradClipAlgorithmType"},
     "lightning.pytorch.utilities.exceptions": {
         "fulmen.utilities.exceptions": "MisconfigurationException SIGTERMException",

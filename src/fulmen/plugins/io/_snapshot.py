@@ -240,8 +240,9 @@ def _large(storages: dict[int, UntypedStorage]) -> dict[int, UntypedStorage]:
 def _find_storages(value: Any, storages: dict[int, UntypedStorage], seen: set[int]) -> None:
     """Collect the storages of all tensors that can be copied as a whole, in the order in which they are written."""
     if isinstance(value, Tensor):
-        if _is_plain(value):
-            storage = value.untyped_storage()
+        local = _local(value)
+        if _is_plain(local):
+            storage = local.untyped_storage()
             storages[storage._cdata] = storage
     elif id(value) not in seen and (isinstance(value, dict) or _is_sequence(value)):
         seen.add(id(value))
@@ -291,6 +292,8 @@ def _copied(value: Any, copies: dict[int, UntypedStorage], memo: dict[int, Any])
 def _tensor(tensor: Tensor, copies: dict[int, UntypedStorage], memo: dict[int, Any]) -> Tensor:
     if tensor.is_meta:
         return tensor
+    if (local := _local(tensor)) is not tensor:
+        return _sharded_like(tensor, _tensor(local, copies, memo))
     if not _is_plain(tensor):
         return tensor.detach().to("cpu", copy=True)
     result = torch.empty(0, dtype=tensor.dtype)
@@ -303,6 +306,22 @@ def _tensor(tensor: Tensor, copies: dict[int, UntypedStorage], memo: dict[int, A
     if vars(tensor):
         vars(result).update(copy.deepcopy(vars(tensor), memo))
     return result
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """Return this rank's part of a tensor in shards; any other tensor itself."""
+    defining = sys.modules.get("torch.distributed.tensor")  # not loaded: there is none
+    if defining is None or not isinstance(tensor, defining.DTensor):
+        return tensor
+    local: Tensor = tensor._local_tensor.detach()
+    return local
+
+
+def _sharded_like(tensor: Any, local: Tensor) -> Tensor:
+    """Return a tensor in shards with another local part, which stays where it is: `from_local` would move it."""
+    from torch.distributed.tensor import DTensor
+
+    return DTensor(local, tensor._spec, requires_grad=False)  # type: ignore[no-untyped-call]  # torch's own
 
 
 # ---- devices in the file

@@ -20,6 +20,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+import torch.distributed as dist
+
 from fulmen.plugins.io._snapshot import HostCopies, Snapshot
 from fulmen.plugins.io.checkpoint_io import CheckpointIO
 from fulmen.plugins.io.torch_io import TorchCheckpointIO
@@ -61,6 +63,7 @@ class AsyncCheckpointIO(CheckpointIO):
         self._copies = HostCopies()
         self._pending: list[Future[None]] = []
         self._failed = threading.Event()
+        self._group: tuple[Any, dict[Any, Any]] | None = None  # of all processes, and what was made from it
         weakref.finalize(self, _report_unseen, self._pending)  # at exit at the latest, when the writer has ended
 
     def __getstate__(self) -> dict[str, Any]:
@@ -94,19 +97,45 @@ class AsyncCheckpointIO(CheckpointIO):
         self.raise_pending()
         if kwargs.get("storage_options") is None:
             kwargs.pop("storage_options", None)
-        num_unwritten = sum(not future.done() for future in self._pending)
-        if num_unwritten >= _MOST_UNWRITTEN:
-            self._await_writes()
-        snapshot = self._copies.take(
-            args[0] if args else kwargs["checkpoint"],
-            is_free=num_unwritten == 0,
-            wait_until_free=self._await_writes,
-        )
+        snapshot = self._taken(args[0] if args else kwargs["checkpoint"])
         if args:
             args = (snapshot.content, *args[1:])
         else:
             kwargs["checkpoint"] = snapshot.content
         self._submit(partial(self._write, snapshot, *args, **kwargs), always=True)
+
+    def save_by(self, write: Callable[[dict[str, Any]], None], checkpoint: dict[str, Any]) -> None:
+        """Copy a checkpoint and have it written in the background by a function, not by the other `CheckpointIO`.
+
+        Args:
+            write: Called in the writer's thread, with the copy.
+            checkpoint: What to write. Of a `DTensor`, this rank's part is copied.
+
+        Raises:
+            Exception: Whatever an earlier write raised.
+        """
+        self.raise_pending()
+        snapshot = self._taken(checkpoint)
+        self._submit(partial(write, snapshot.content), always=True)
+
+    def background_group(self, group: Any | None = None) -> Any | None:
+        """Return processes who talk through the CPU, apart from what training says; all of them must ask.
+
+        Args:
+            group: Who; all by default.
+
+        Returns:
+            A group of the same processes, made at the first call; `None` if there are no other processes.
+        """
+        if not dist.is_initialized():
+            return None
+        if self._group is None or self._group[0] is not dist.group.WORLD:
+            self._group = dist.group.WORLD, {}
+        groups = self._group[1]
+        if group not in groups:
+            ranks = None if group is None else dist.get_process_group_ranks(group)
+            groups[group] = dist.new_group(ranks, backend="gloo")
+        return groups[group]
 
     def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a checkpoint, after all that was handed over before is written.
@@ -194,6 +223,12 @@ class AsyncCheckpointIO(CheckpointIO):
             raise
 
     # ---- in the training thread
+
+    def _taken(self, checkpoint: Any) -> Snapshot:
+        num_unwritten = sum(not future.done() for future in self._pending)
+        if num_unwritten >= _MOST_UNWRITTEN:
+            self._await_writes()
+        return self._copies.take(checkpoint, is_free=num_unwritten == 0, wait_until_free=self._await_writes)
 
     def _submit(self, work: Callable[[], None], *, always: bool = False) -> None:
         if self._writer is None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from typing import TYPE_CHECKING, Any
 
 from fulmen.plugins.io.checkpoint_io import CheckpointIO
-from fulmen.utilities.files import atomic_save, get_filesystem, is_local, load_file, local_path
-from fulmen.utilities.staging import remove_leftovers
+from fulmen.utilities.deepspeed import DeepSpeedFolder, is_deepspeed_folder
+from fulmen.utilities.files import atomic_save, get_filesystem, is_local, is_sharded_folder, load_file, local_path
+from fulmen.utilities.staging import name_beside, put_in_place, remove_leftovers
 
 if TYPE_CHECKING:
     from fulmen.utilities.types import _MAP_LOCATION_TYPE, _PATH
@@ -31,7 +33,7 @@ class TorchCheckpointIO(CheckpointIO):
 
         Args:
             checkpoint: What to write.
-            path: Local path or URL. Missing folders are made.
+            path: Local path or URL. Missing folders are made; a sharded checkpoint of that name is replaced.
             storage_options: Not supported.
 
         Raises:
@@ -46,6 +48,11 @@ class TorchCheckpointIO(CheckpointIO):
             )
         if is_local(path):
             self._tidy(os.path.dirname(os.path.abspath(local_path(path))))
+            if is_sharded_folder(path):
+                staged = name_beside(os.path.abspath(local_path(path)))
+                atomic_save(checkpoint, staged)
+                put_in_place(staged, local_path(path))
+                return
         atomic_save(checkpoint, path)
 
     def load_checkpoint(
@@ -54,7 +61,7 @@ class TorchCheckpointIO(CheckpointIO):
         map_location: _MAP_LOCATION_TYPE = lambda storage, loc: storage,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Read a checkpoint, after a look whether the file is whole.
+        """Read a checkpoint, after a look whether the file is whole; of a folder of shards, what lies beside them.
 
         Args:
             path: Local path, URL or http(s) address.
@@ -62,12 +69,18 @@ class TorchCheckpointIO(CheckpointIO):
             weights_only: Refuse everything but tensors and plain data. `None` leaves it to torch, which means True.
 
         Returns:
-            What was written.
+            What was written; for a folder a `ShardedCheckpoint`, whose tensors are read when they are asked for.
 
         Raises:
             FileNotFoundError: There is no such file.
             DamagedFileError: The file is not whole.
         """
+        if is_local(path) and os.path.isdir(local_path(path)):
+            from fulmen.plugins.io.distributed_io import ShardedCheckpoint
+
+            if is_deepspeed_folder(path):
+                return DeepSpeedFolder(path, trust=weights_only is False).read_whole()
+            return ShardedCheckpoint(path, weights_only=weights_only)
         checkpoint: dict[str, Any] = load_file(path, map_location=map_location, weights_only=weights_only)
         return checkpoint
 
@@ -80,6 +93,10 @@ class TorchCheckpointIO(CheckpointIO):
         filesystem, name = get_filesystem(path), os.fspath(path)
         if os.path.islink(local_path(name)):
             os.remove(local_path(name))  # the link alone: what it points to is another checkpoint
+        elif is_sharded_folder(name) or (is_local(name) and is_deepspeed_folder(local_path(name))):
+            staged = name_beside(os.path.abspath(local_path(name)))
+            os.rename(local_path(name), staged)  # hidden before it is incomplete
+            shutil.rmtree(staged, ignore_errors=True)
         elif filesystem.exists(name):
             filesystem.rm(name, recursive=True)
         else:

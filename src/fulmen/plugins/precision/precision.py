@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fulmen.utilities.checkpoint_hooks import CheckpointHooks
 from fulmen.utilities.enums import GradClipAlgorithmType
+from fulmen.utilities.sharded_gradients import clip_gradients_by_norm, clip_gradients_by_value
 
 __all__ = ["Precision"]
 
@@ -221,11 +221,11 @@ class Precision(CheckpointHooks):
 
     def clip_grad_by_value(self, optimizer: Optimizer, clip_val: int | float) -> None:
         """Clamp each entry of the gradients to [-clip_val, clip_val]."""
-        torch.nn.utils.clip_grad_value_(list(self.main_params(optimizer)), clip_value=clip_val)
+        clip_gradients_by_value(self.main_params(optimizer), clip_val)
 
     def clip_grad_by_norm(self, optimizer: Optimizer, clip_val: int | float) -> None:
         """Scale the gradients so that their total 2-norm is at most `clip_val`."""
-        torch.nn.utils.clip_grad_norm_(list(self.main_params(optimizer)), clip_val)
+        clip_gradients_by_norm(self.main_params(optimizer), clip_val)
 
     def optimizer_step(
         self, optimizer: Any, model: Any = None, closure: Callable[[], Any] | None = None, **kwargs: Any

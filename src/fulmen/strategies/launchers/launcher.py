@@ -63,7 +63,10 @@ class Carrier(Protocol):
     """Brings back what a run in other processes changed."""
 
     def pack(self) -> Any:
-        """Return, in the process of rank 0 after the function, what is to go back; tensors and picklable objects."""
+        """Return, after the function, what is to go back; tensors and picklable objects.
+
+        All processes call it, as they may have to gather it; what rank 0 returns counts.
+        """
 
     def unpack(self, payload: Any) -> None:
         """Take, in the launching process, what `pack` returned; tensors are on the CPU."""

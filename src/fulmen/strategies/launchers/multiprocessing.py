@@ -332,8 +332,8 @@ def do_task(local_rank: int, folder_name: str, task: _Task | None) -> int:
         task.state.restore(launcher.strategy.num_processes)
         launcher.strategy.set_local_rank(local_rank)
         result = task.function(*task.args, **task.kwargs)
+        payload = task.carrier.pack() if task.carrier is not None else None
         if local_rank == 0:
-            payload = task.carrier.pack() if task.carrier is not None else None
             _save_result((result, payload), folder)
     except BaseException as error:
         culprit = launcher.explain(error) if launcher is not None else None

@@ -5,9 +5,11 @@ torch's reader unpickles the folder's index and objects that are no tensors as t
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import pickle
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
@@ -15,9 +17,10 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import ReadItem
 
+from fulmen.utilities._archives import verify_open
 from fulmen.utilities.plain_data import explain_refusal
 
-__all__ = ["PlainPlanner", "ShardReader"]
+__all__ = ["PlainPlanner", "RefusedError", "ShardReader"]
 
 _METADATA = "torch.distributed.checkpoint.metadata"
 _INDEX_NAMES = {  # whole names: of a module's other names, `os.system` may be one
@@ -38,22 +41,93 @@ _INDEX_NAMES = {  # whole names: of a module's other names, `os.system` may be o
 _TORCH_VALUES = (torch.dtype, torch.layout, torch.memory_format)
 
 
+class RefusedError(pickle.UnpicklingError):
+    """The index of a folder asks for code that no index needs."""
+
+
 class ShardReader(FileSystemReader):
-    """torch's reader of a folder of shards, whose index may hold nothing but an index."""
+    """torch's reader of a folder of shards, whose index may hold nothing but an index.
+
+    Each shard is compared with its checksum before it is used.
+
+    Args:
+        path: The folder.
+        metadata: Its index, if it has been read already.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], metadata: Metadata | None = None) -> None:
+        super().__init__(path)
+        self._metadata = metadata
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Read the index of the folder.
 
         Raises:
-            UnpicklingError: It asks for something that no index needs.
+            RefusedError: It asks for something that no index needs.
         """
-        path = self._get_metadata_path(kwargs.get("rank"))
-        with self.fs.create_stream(path, "rb") as file:
-            metadata: Metadata = _IndexUnpickler(file, str(path)).load()
+        metadata = self._metadata
+        if metadata is None:
+            path = self._get_metadata_path(kwargs.get("rank"))
+            with self.fs.create_stream(path, "rb") as file:
+                metadata = _IndexUnpickler(file, str(path)).load()
         if getattr(metadata, "storage_meta", None) is None:
             metadata.storage_meta = StorageMeta()
         metadata.storage_meta.load_id = self.load_id  # type: ignore[union-attr]  # just made
+        self._metadata = metadata
         return metadata
+
+    def _slice_file(self, file: IO[bytes], sinfo: Any) -> IO[bytes]:
+        part = self.check(file, sinfo)
+        part.seek(0)
+        return part
+
+    def check(self, file: IO[bytes], place: Any) -> IO[bytes]:
+        """Compare a shard with its checksum.
+
+        Args:
+            file: The file that it is in.
+            place: Where in the file, an entry of the index.
+
+        Returns:
+            The part of the file, at some place.
+
+        Raises:
+            DamagedFileError: It is truncated, or does not match.
+        """
+        part = io.BufferedReader(_Part(file, place.offset, place.length))
+        verify_open(part, f"{getattr(file, 'name', self.path)} at byte {place.offset}")
+        return part
+
+
+class _Part(io.RawIOBase):
+    """A part of a file, as a file. torch's own has no end to which one can seek and read nothing."""
+
+    def __init__(self, file: IO[bytes], offset: int, length: int) -> None:
+        self._file = file
+        self._offset = offset
+        self._length = length
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._length}[whence]
+        if start + offset < 0:
+            raise OSError(errno.EINVAL, "a place before the beginning")
+        self._position = start + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        size = max(0, min(len(buffer), self._length - self._position))
+        self._file.seek(self._offset + self._position)
+        content = self._file.read(size)
+        buffer[: len(content)] = content
+        self._position += len(content)
+        return len(content)
 
 
 class PlainPlanner(DefaultLoadPlanner):
@@ -85,7 +159,7 @@ class _IndexUnpickler(pickle.Unpickler):
         is_torch_value = module == "torch" and isinstance(getattr(torch, name, None), _TORCH_VALUES)
         if (module, name) in _INDEX_NAMES or is_torch_value:
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(
+        raise RefusedError(
             f"The index `{self._path}` of a sharded checkpoint asks for `{module}.{name}`, which no index needs:"
             " reading it could run any code, so it is refused. Take the folder from its source again."
         )

@@ -25,6 +25,14 @@ $(BIN)/python:
 		|| { echo "fulmen needs Python >= 3.10; say which one: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
+# An environment of its own, for what is too large for that of the other tests: $(call new_venv,FOLDER,WHAT IS INSTALLED)
+define new_venv
+$(PYTHON) -m venv $(1)
+@echo "$(2)"
+@$(1)/bin/python -m pip --disable-pip-version-check install -q 'torch==2.13.0+cpu' 2>/dev/null \
+	|| $(1)/bin/python -m pip --disable-pip-version-check install -q 'torch>=2.8'
+endef
+
 # Without a GPU a CPU build of torch does, if an index that pip knows has one: the default build on Linux brings
 # gigabytes of CUDA libraries.
 $(VENV)/.torch: | $(BIN)/python
@@ -52,29 +60,20 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 
 # DeepSpeed looks for compilers and hardware when it is imported; without it, its strategy is tested as far as it goes.
 $(DEEPSPEED)/.ready: pyproject.toml
-	$(PYTHON) -m venv $(DEEPSPEED)
-	@echo "installing fulmen and DeepSpeed"
-	@$(DEEPSPEED)/bin/python -m pip --disable-pip-version-check install -q 'torch==2.13.0+cpu' 2>/dev/null \
-		|| $(DEEPSPEED)/bin/python -m pip --disable-pip-version-check install -q 'torch>=2.8'
+	$(call new_venv,$(DEEPSPEED),installing fulmen and DeepSpeed)
 	@$(DEEPSPEED)/bin/python -m pip --disable-pip-version-check install -q -e '.[all,deepspeed]' \
 		hypothesis pytest pytest-timeout pytest-xdist
 	@touch $@
 
 # The trackers bring hundreds of megabytes, so they stay out of the other tests' environment.
 $(TRACKERS)/.ready: tests/loggers/requirements.txt pyproject.toml
-	$(PYTHON) -m venv $(TRACKERS)
-	@echo "installing fulmen and the packages of the trackers"
-	@$(TRACKERS)/bin/python -m pip --disable-pip-version-check install -q 'torch==2.13.0+cpu' 2>/dev/null \
-		|| $(TRACKERS)/bin/python -m pip --disable-pip-version-check install -q 'torch>=2.8'
+	$(call new_venv,$(TRACKERS),installing fulmen and the packages of the trackers)
 	@$(TRACKERS)/bin/python -m pip --disable-pip-version-check install -q -e '.[all,demo]' -r tests/loggers/requirements.txt
 	@touch $@
 
 # The packages built on Lightning, and Lightning itself to compare with.
 $(BUILT_ON)/.ready: tests/compat/packages/requirements.txt tests/compat/packages/without_their_pins.txt pyproject.toml
-	$(PYTHON) -m venv $(BUILT_ON)
-	@echo "installing fulmen, Lightning and packages built on it"
-	@$(BUILT_ON)/bin/python -m pip --disable-pip-version-check install -q 'torch==2.13.0+cpu' 2>/dev/null \
-		|| $(BUILT_ON)/bin/python -m pip --disable-pip-version-check install -q 'torch>=2.8'
+	$(call new_venv,$(BUILT_ON),installing fulmen with Lightning and packages built on it)
 	@$(BUILT_ON)/bin/python -c 'import torch; print("torch==" + torch.__version__)' > $(BUILT_ON)/constraints.txt
 	@$(BUILT_ON)/bin/python -m pip --disable-pip-version-check install -q -c $(BUILT_ON)/constraints.txt -e '.' -r $<
 	@$(BUILT_ON)/bin/python -m pip --disable-pip-version-check install -q --no-deps -r $(word 2,$^) 2>/dev/null
@@ -82,20 +81,14 @@ $(BUILT_ON)/.ready: tests/compat/packages/requirements.txt tests/compat/packages
 
 # Ray starts a dozen processes of its own, so its tests have an environment, and a target, of their own.
 $(RAY)/.ready: pyproject.toml
-	$(PYTHON) -m venv $(RAY)
-	@echo "installing fulmen and Ray"
-	@$(RAY)/bin/python -m pip --disable-pip-version-check install -q 'torch==2.13.0+cpu' 2>/dev/null \
-		|| $(RAY)/bin/python -m pip --disable-pip-version-check install -q 'torch>=2.8'
+	$(call new_venv,$(RAY),installing fulmen and Ray)
 	@$(RAY)/bin/python -m pip --disable-pip-version-check install -q -e '.[all,ray]' \
 		hypothesis pytest pytest-timeout pytest-xdist
 	@touch $@
 
 # What the migration guides come from.
 $(GUIDES)/.ready: tests/docs/requirements.txt pyproject.toml
-	$(PYTHON) -m venv $(GUIDES)
-	@echo "installing fulmen, Lightning, transformers and accelerate"
-	@$(GUIDES)/bin/python -m pip --disable-pip-version-check install -q 'torch==2.13.0+cpu' 2>/dev/null \
-		|| $(GUIDES)/bin/python -m pip --disable-pip-version-check install -q 'torch>=2.8'
+	$(call new_venv,$(GUIDES),installing fulmen with Lightning and transformers and accelerate)
 	@$(GUIDES)/bin/python -c 'import torch; print("torch==" + torch.__version__)' > $(GUIDES)/constraints.txt
 	@$(GUIDES)/bin/python -m pip --disable-pip-version-check install -q -c $(GUIDES)/constraints.txt -e '.' -r $<
 	@touch $@

@@ -18,12 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["EvenSteps", "TogetherSteps", "evenly", "interleaved", "signal_agreement"]
 
 
-class EvenSteps:
-    """The batches of this rank, and repeats of its last one where the steps of other ranks need it to take part.
-
-    Batches are not padded, so one rank can have a batch more than another. That is fine while the steps keep to
-    themselves. If a step communicates (`self.all_gather` in `validation_step`), a rank that has run out repeats its
-    last batch, of which nothing is recorded.
+class _SharedSteps:
+    """What ranks do that have different numbers of batches.
 
     Args:
         trainer: The Trainer of the run.
@@ -51,6 +47,29 @@ class EvenSteps:
         self._name = name
         self._step, self._arguments = step, arguments
         self._to_device, self._make_context = to_device, make_context
+
+    def _take_part(self, batch: Any, batch_idx: int, dataloader_idx: int, *, times: int = 1) -> None:
+        """Call the step for the sake of other ranks; nothing of it is recorded."""
+        if self._to_device is not None:
+            batch = self._to_device(batch, dataloader_idx)
+        scope = self._trainer.scope
+        for number in range(1, times + 1):
+            scope.hook = self._name
+            with self._trainer.metrics.unrecorded(), self._make_context():
+                self._step(*(batch, batch_idx + number, dataloader_idx)[: self._arguments])
+            scope.hook = None
+
+
+class EvenSteps(_SharedSteps):
+    """The batches of this rank, and repeats of its last one where the steps of other ranks need it to take part.
+
+    Batches are not padded, so one rank can have a batch more than another. That is fine while the steps keep to
+    themselves. If a step communicates (`self.all_gather` in `validation_step`), a rank that has run out repeats its
+    last batch, of which nothing is recorded.
+    """
+
+    def __init__(self, trainer: Trainer, batches: EvalBatches, name: str, **how: Any) -> None:
+        super().__init__(trainer, batches, name, **how)
         own = batches.num_batches
         self._missing = [max(counts) - mine for mine, counts in zip(own, batches.global_num_batches, strict=True)]
         self._communicates = False
@@ -89,49 +108,24 @@ class EvenSteps:
             category=PossibleUserWarning,
             stacklevel=2,
         )
-        if self._to_device is not None:
-            batch = self._to_device(batch, dataloader_idx)
-        scope = self._trainer.scope
-        for number in range(1, int(missing) + 1):
-            scope.hook = self._name
-            with self._trainer.metrics.unrecorded(), self._make_context():
-                self._step(*(batch, batch_idx + number, dataloader_idx)[: self._arguments])
-            scope.hook = None
+        self._take_part(batch, batch_idx, dataloader_idx, times=int(missing))
 
 
-class TogetherSteps:
+class TogetherSteps(_SharedSteps):
     """The batches of this rank where each step takes all ranks, as they hold parts of the weights.
 
     Before each step the ranks tell whether they have a batch. One that has run out repeats its last batch, of which
     nothing is recorded; one that never had any gets one from another rank.
-
-    Args:
-        trainer: The Trainer of the run.
-        batches: What this rank evaluates.
-        name: Of the step.
-        step: Called with the first `arguments` of batch, batch index and dataloader index.
-        arguments: How many it takes.
-        to_device: Moves a batch; `None` if there is nothing to move.
-        make_context: Returns what a step runs in.
     """
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        batches: EvalBatches,
-        name: str,
-        *,
-        step: Callable[..., Any],
-        arguments: int,
-        to_device: Callable[[Any, int], Any] | None,
-        make_context: Callable[[], AbstractContextManager[Any]],
-    ) -> None:
-        self._trainer = trainer
-        self._batches = batches
-        self._name = name
-        self.step, self._arguments = step, arguments
-        self._to_device, self._make_context = to_device, make_context
+    def __init__(self, trainer: Trainer, batches: EvalBatches, name: str, **how: Any) -> None:
+        super().__init__(trainer, batches, name, **how)
         self._is_common = False  # a signal has come to some rank, and all know it, and none has run out
+
+    @property
+    def step(self) -> Callable[..., Any]:
+        """What to call for a batch: the step itself."""
+        return self._step
 
     def __iter__(self) -> Iterator[tuple[Any, int, int]]:
         """Yield batch, batch index and dataloader index."""
@@ -148,7 +142,7 @@ class TogetherSteps:
                 last = item
                 yield item
             elif last is not None:
-                self._repeat(*last)
+                self._take_part(*last)
 
     def _compare(self, has_one: bool, had_one: bool) -> tuple[bool, int | None]:
         """Tell whether any rank has a batch; and which rank is to send one, if another has never had any."""
@@ -161,15 +155,6 @@ class TogetherSteps:
         if self._is_common:
             signals.received = latest
         return bool(is_any), -minus_first if is_needed and is_any else None
-
-    def _repeat(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
-        if self._to_device is not None:
-            batch = self._to_device(batch, dataloader_idx)
-        scope = self._trainer.scope
-        scope.hook = self._name
-        with self._trainer.metrics.unrecorded(), self._make_context():
-            self.step(*(batch, batch_idx, dataloader_idx)[: self._arguments])
-        scope.hook = None
 
     # ---- signals: they came with the comparison
 

@@ -7,7 +7,6 @@ what is left is divided from the very next sample on, and numbered so that the l
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf
@@ -17,7 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Itera
 
 from fulmen.data.combined_loader import CombinedLoader
 from fulmen.data.rebuild import rebuild
-from fulmen.data.rng import raw_rng_states
+from fulmen.data.rng import raw_rng_states, same_rng_states
 from fulmen.data.sampler import (
     BatchShard,
     DistributedSamplerWrapper,
@@ -208,9 +207,9 @@ def _begun_alike(state: dict[str, Any], loader: Any, replicas_then: int) -> dict
 def _draws_when_begun(sampler: Iterable[Any]) -> bool:
     """Whether a sampler draws random numbers before its first item is asked for."""
     with isolate_rng(include_cuda=False):
-        before = pickle.dumps(raw_rng_states())
+        before = raw_rng_states()
         iter(sampler)
-        return pickle.dumps(raw_rng_states()) != before
+        return not same_rng_states(before, raw_rng_states())
 
 
 def _of_other_items(state: dict[str, Any], shard: Shard, replicas_then: int) -> dict[str, Any]:

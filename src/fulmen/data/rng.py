@@ -20,6 +20,7 @@ __all__ = [
     "generator_state",
     "plain_rng_states",
     "raw_rng_states",
+    "same_rng_states",
     "set_generator_state",
     "set_raw_rng_states",
 ]
@@ -70,6 +71,18 @@ def _memory_of_state(numpy: Any) -> bytes | None:
     if get is None or type(get()).__name__ != "MT19937":
         return None
     return ctypes.string_at(get().ctypes.state_address, _BYTES_OF_MT19937)
+
+
+def same_rng_states(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    """Tell whether two snapshots are of the same state.
+
+    Args:
+        one: What `raw_rng_states` returned.
+        other: What it returned at another time.
+    """
+    # NumPy's is `None` as long as it is not imported
+    numpys = [state and (state[0], state[1].tobytes(), *state[2:]) for state in (one[2], other[2])]
+    return torch.equal(one[0], other[0]) and one[1] == other[1] and numpys[0] == numpys[1]
 
 
 def set_raw_rng_states(raw: tuple[Any, ...]) -> None:

@@ -16,13 +16,13 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from fulmen.plugins.io.distributed_io import ShardedCheckpoint, save_sharded
 from fulmen.strategies.shards import (
-    is_sharded_module,
     load_into_module,
     load_optimizer_state,
     local_part,
     optimizer_state_by_name,
     whole,
 )
+from fulmen.utilities.sharded_gradients import has_shards
 from tests.distributed_harness import run_ranks
 from tests.strategies import shard_scenes
 
@@ -81,7 +81,7 @@ def test_a_tensor_is_cut_without_a_copy_and_gathered_again(mesh: DeviceMesh) -> 
 @pytest.mark.parametrize("keys", ["names", "numbers", "folder"])
 def test_a_state_of_whichever_keys_goes_into_shards_and_back(mesh: DeviceMesh, keys: str, tmp_path: Path) -> None:
     module, optimizer = trained(mesh)
-    assert is_sharded_module(module)
+    assert has_shards(module.parameters())
     by_name = optimizer_state_by_name(module, optimizer)
     assert by_name["param_groups"][0]["params"][:2] == ["first.weight", "second.bias"]
     assert "frozen.weight" in by_name["param_groups"][0]["params"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+
+from fulmen.utilities.variables import variables_set
 
 if TYPE_CHECKING:
     from fulmen.strategies.parallel import ParallelStrategy
@@ -32,23 +33,15 @@ def rank_in_environment(strategy: ParallelStrategy) -> Iterator[None]:
     """
     environment = strategy.cluster_environment
     assert environment is not None  # noqa: S101 - the process group was joined by it
-    place = {
+    place: dict[str, str | int | None] = {
         "MASTER_ADDR": environment.main_address,
         "MASTER_PORT": environment.main_port,
         "RANK": strategy.global_rank,
         "WORLD_SIZE": strategy.world_size,
         "LOCAL_RANK": strategy.local_rank,
     }
-    before = {name: os.environ.get(name) for name in place}
-    os.environ.update({name: str(value) for name, value in place.items()})
-    try:
+    with variables_set(place):
         yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def begin_manual_backward(engine: Any, loss: Tensor) -> None:

@@ -20,7 +20,6 @@ from fulmen.utilities.state_names import named_as_in, without_compiler_names
 from fulmen.utilities.tree import apply_to_collection
 
 __all__ = [
-    "is_sharded_module",
     "load_into_module",
     "load_optimizer_state",
     "load_whole_into_module",
@@ -30,15 +29,6 @@ __all__ = [
 ]
 
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")  # of compilation and activation checkpointing
-
-
-def is_sharded_module(module: nn.Module) -> bool:
-    """Tell whether any parameter or buffer of a module is a `DTensor`.
-
-    Args:
-        module: The module.
-    """
-    return any(isinstance(tensor, DTensor) for tensors in (module.parameters(), module.buffers()) for tensor in tensors)
 
 
 # ---- whole tensors

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fulmen.utilities.files import atomic_save
 from fulmen.utilities.lazy import is_installed, require
+from fulmen.utilities.variables import variables_set
 
 if TYPE_CHECKING:
     from fulmen.utilities.types import _PATH
@@ -125,16 +126,8 @@ def reading(*, trust: bool = False) -> Iterator[None]:
     if trust:
         yield
         return
-    before = os.environ.get(_PLAIN_ONLY_VARIABLE)
-    os.environ[_PLAIN_ONLY_VARIABLE] = "1"
-    try:
-        with torch.serialization.safe_globals(_classes_in_files()):
-            yield
-    finally:
-        if before is None:
-            del os.environ[_PLAIN_ONLY_VARIABLE]
-        else:
-            os.environ[_PLAIN_ONLY_VARIABLE] = before
+    with variables_set({_PLAIN_ONLY_VARIABLE: "1"}), torch.serialization.safe_globals(_classes_in_files()):
+        yield
 
 
 def _classes_in_files() -> list[Any]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import datetime
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
 from fulmen.plugins.collectives.collective import Collective
+from fulmen.utilities.variables import variables_set
 
 if TYPE_CHECKING:
     import torch
@@ -173,7 +171,7 @@ class TorchCollective(Collective):
         if self._group is not None:
             return self
         if not self.is_initialized():
-            with _variables({self.addr_key: main_address, self.port_key: main_port}):
+            with variables_set({self.addr_key: main_address, self.port_key: main_port}):
                 self.init_group(**kwargs)
             self.manages_default_group = True
         self._group = dist.group.WORLD
@@ -256,18 +254,3 @@ def _operation(op: str | dist.ReduceOp | dist.ReduceOp.RedOpType) -> Any:
         f"`op={op!r}` is not an operation that `torch.distributed` reduces with."
         f" Choose one of {', '.join(map(repr, _OPERATIONS))}, or pass a member of `torch.distributed.ReduceOp`."
     )
-
-
-@contextmanager
-def _variables(values: dict[str, str | int | None]) -> Iterator[None]:
-    """Set environment variables for a while; `None` leaves one as it is."""
-    before = {name: os.environ.get(name) for name, value in values.items() if value is not None}
-    os.environ.update({name: str(values[name]) for name in before})
-    try:
-        yield
-    finally:
-        for name, old in before.items():
-            if old is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = old

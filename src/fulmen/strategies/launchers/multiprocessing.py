@@ -37,6 +37,7 @@ from fulmen.strategies.launchers.launcher import (
 from fulmen.strategies.launchers.pickling import explain_unpicklable
 from fulmen.utilities.exceptions import SIGTERMException
 from fulmen.utilities.seed import collect_rng_states, set_rng_states
+from fulmen.utilities.variables import variables_set
 
 __all__ = ["MultiProcessingLauncher", "do_task"]
 
@@ -122,16 +123,8 @@ class MultiProcessingLauncher(Launcher):
         if environment is not None and not environment.creates_processes_externally:
             values["MASTER_ADDR"] = environment.main_address
             values["MASTER_PORT"] = str(environment.main_port)
-        before = {name: os.environ.get(name) for name in values}
-        os.environ.update(values)
-        try:
+        with variables_set(values):
             yield
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
 
     # ---- the workers from outside
 

@@ -284,6 +284,7 @@ class ShardedStrategy(ParallelStrategy):
             if unit._get_fsdp_state()._is_root:
                 unit.reset_iter_state()  # an earlier run may have ended in the middle of a step
         self._shard(module, is_manual=is_manual)
+        self.precision_plugin.after_sharding(module)
         self._modules.add(module)
         self._kept_units.update(unit for unit in _units_of(module) if _may_stay_gathered(unit))
 

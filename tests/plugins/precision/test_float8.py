@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 from typing import Any
 
@@ -167,6 +168,12 @@ def test_a_configuration_of_the_package_is_taken_as_it_is():
 
     assert Float8Precision(config).config is config
     assert Float8Precision(config, emulate=True).config.emulate
+
+
+def test_it_can_be_sent_to_other_processes():
+    sent = pickle.loads(pickle.dumps(Float8Precision("rowwise", ignore_modules="0", emulate=True)))
+
+    assert kinds(sent.convert_module(small_model()))[::3] == ["Linear", "Float8Linear"]
 
 
 def test_an_unknown_recipe_is_refused():

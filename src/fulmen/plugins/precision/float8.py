@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fulmen.plugins.precision.contexts import ReusableAutocast, convert_floats
+from fulmen.plugins.precision.float8_gathering import gather_in_float8
 from fulmen.plugins.precision.layers import hand_over, layers_of_kind, names_of, unmatched_names_warned
 from fulmen.plugins.precision.precision import Precision
 from fulmen.utilities.exceptions import MisconfigurationException
@@ -32,12 +33,16 @@ class Float8Precision(Precision):
     the neighboring operations; else the scaling costs more time than the products save.
 
     Layers whose `in_features` or `out_features` is not a multiple of 16 stay as they are, as do subclasses of
-    `nn.Linear`. Needs the package `torchao` and a GPU with float8: NVIDIA Ada, Hopper or newer, AMD MI300 or newer.
+    `nn.Linear`. With `FSDPStrategy` and one factor per tensor, weights are gathered in float8, which sends a quarter of
+    the bytes and changes no result.
+
+    Needs the package `torchao` and a GPU with float8: NVIDIA Ada, Hopper or newer, AMD MI300 or newer.
 
     Args:
         recipe: How values are scaled: "tensorwise" (one factor per tensor; fastest), "rowwise" (one per row; closer to
             bfloat16), "rowwise_with_gw_hp" (as before, and gradients of weights in bfloat16; closest), or a
-            `torchao.float8.Float8LinearConfig`.
+            `torchao.float8.Float8LinearConfig`; the `enable_fsdp_float8_all_gather` of that says whether FSDP gathers
+            weights in float8.
         ignore_modules: Names of submodules whose layers stay as they are, e.g. `{"lm_head"}`; a name without a dot
             matches at every depth.
         emulate: Round to 8 bit but multiply in the higher precision. Slow; shows on any device, also a CPU, what float8
@@ -57,13 +62,20 @@ class Float8Precision(Precision):
     def __init__(
         self, recipe: Any = "tensorwise", *, ignore_modules: Iterable[str] | None = None, emulate: bool = False
     ) -> None:
-        self._torchao = require("torchao.float8", extra="float8", for_="precision='fp8-mixed'")
         self.recipe = recipe
         self.ignore_modules = names_of(ignore_modules)
-        self.config = self._make_config(emulate)
+        config = self._make_config(emulate)
+        self.gathers_in_float8 = bool(config.enable_fsdp_float8_all_gather) or recipe == "tensorwise"
+        if config.enable_fsdp_float8_all_gather:  # `after_sharding` does it, and leaves parameters what they are
+            config = dataclasses.replace(config, enable_fsdp_float8_all_gather=False)
+        self.config = config
         self.emulate = bool(self.config.emulate)
         self._module: nn.Module | None = None
         self._context: ReusableAutocast | None = None
+
+    @property
+    def _torchao(self) -> Any:  # a module can't be sent to other processes
+        return require("torchao.float8", extra="float8", for_="precision='fp8-mixed'")
 
     def convert_module(self, module: nn.Module) -> nn.Module:
         """Exchange the linear layers that float8 can compute; parameters stay the same objects.
@@ -99,6 +111,15 @@ class Float8Precision(Precision):
             )
         self._module, self._context = converted, None
         return converted  # type: ignore[no-any-return]  # torchao has no types
+
+    def after_sharding(self, module: nn.Module) -> None:
+        """Have weights gathered in float8, if their scaling allows for it.
+
+        Args:
+            module: The module; in place.
+        """
+        if self.gathers_in_float8:
+            gather_in_float8(module)
 
     def convert_output(self, data: Any) -> Any:
         """Convert the floating point tensors of an output to torch's default type."""

@@ -85,6 +85,13 @@ class Precision(CheckpointHooks):
         """
         return model, optimizers, lr_schedulers
 
+    def after_sharding(self, module: nn.Module) -> None:
+        """Adapt how weights are gathered; called when `fully_shard` has cut a module.
+
+        Args:
+            module: The module; in place.
+        """
+
     def module_init_context(self) -> AbstractContextManager[Any]:
         """Return a context in which a new module gets its parameters in this format at once."""
         return _NO_CONTEXT

@@ -44,8 +44,10 @@ def gather_in_float8(module: nn.Module) -> int:
     scales = _Scales(torchao)
     for weight in new:
         _Gathering(weight, scales, torchao).attach()
+    compiler: Any = torch.compiler  # has no types
+    forget = compiler.disable(scales.forget)  # not as a decorator, which would load the compiler on import
     for root in _roots(module) if new else ():
-        root.register_forward_pre_hook(scales.forget, prepend=True)  # weights may have changed in any way since
+        root.register_forward_pre_hook(forget, prepend=True)  # weights may have changed in any way since
     return len(weights)
 
 
@@ -98,7 +100,6 @@ class _Scales:
         self._weights: list[Any] = []
         self._known: dict[int, tuple[Any, Tensor]] = {}  # by place: of which values, and the factor
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # of torch
     def forget(self, *_: Any) -> None:
         """Compute all factors anew when the next weight is gathered."""
         self._known.clear()

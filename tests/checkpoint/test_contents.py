@@ -17,6 +17,8 @@ from fulmen.checkpoint.contents import SECTIONS
 from fulmen.core.callback import Callback
 from fulmen.core.datamodule import LightningDataModule
 from fulmen.core.module import LightningModule
+from fulmen.demos.boring_classes import BoringModel
+from fulmen.plugins.precision import FSDPPrecision, MixedPrecision
 from fulmen.trainer.trainer import Trainer
 from fulmen.utilities.exceptions import MisconfigurationException
 
@@ -492,3 +494,31 @@ def test_a_module_of_our_file_loads_in_lightning(tmp_path):
 
     assert result[0] == pytest.approx(numbers(whole), abs=1e-6)
     assert result[1:] == [{"width": 4, "lr": 0.1}, {"batch_size": 2}]
+
+
+@pytest.mark.parametrize("names", [("MixedPrecision", "FSDPPrecision"), ("FSDPPrecision", "MixedPrecision")])
+def test_the_scale_of_the_loss_goes_from_sharded_to_whole_weights_and_back(names, tmp_path):
+    def plugin(name, scale):
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        return (
+            FSDPPrecision("16-mixed", scaler) if name == "FSDPPrecision" else MixedPrecision("16-mixed", "cpu", scaler)
+        )
+
+    def train(precision, ckpt_path=None):
+        trainer = Trainer(
+            accelerator="cpu", plugins=precision, max_epochs=1 if ckpt_path is None else 2, limit_train_batches=2,
+            limit_val_batches=0, logger=False, enable_progress_bar=False, enable_model_summary=False,
+            default_root_dir=tmp_path,
+        )  # fmt: skip
+        trainer.fit(BoringModel(), ckpt_path=ckpt_path)
+        return trainer
+
+    first = train(plugin(names[0], 8.0))
+    first.save_checkpoint(tmp_path / "first.ckpt")
+    assert names[0] in torch.load(tmp_path / "first.ckpt", weights_only=True)
+
+    second = plugin(names[1], 2.0)
+    train(second, tmp_path / "first.ckpt")
+
+    assert second.scaler.get_scale() == 8.0
+    assert second.scaler._growth_tracker.item() == 4

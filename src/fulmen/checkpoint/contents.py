@@ -256,7 +256,8 @@ def restore_precision(trainer: Trainer, checkpoint: _Contents) -> None:
         checkpoint: A migrated checkpoint.
     """
     precision = trainer.strategy.precision_plugin
-    state = checkpoint.get(type(precision).__qualname__)
+    names = type(precision).__qualname__, *precision.interchangeable_with
+    state = next((checkpoint[name] for name in names if checkpoint.get(name) is not None), None)
     if state is not None:
         precision.load_state_dict(state)
 

@@ -31,8 +31,8 @@ DTYPES = {
 _BY_SUFFIX = {".ckpt": FULMEN, ".pt": WEIGHTS, ".pth": WEIGHTS, ".bin": WEIGHTS, ".safetensors": SAFETENSORS}
 # what only matters to train on; also of Lightning's precision plugins and of averages of weights
 _TRAINING_KEYS = (
-    *("optimizer_states", "lr_schedulers", "callbacks", "MixedPrecision", "averaging_state", "current_model_state"),
-    *("amp_scaling_state", "native_amp_scaling_state"),
+    *("optimizer_states", "lr_schedulers", "callbacks", "averaging_state", "current_model_state"),
+    *("MixedPrecision", "FSDPPrecision", "amp_scaling_state", "native_amp_scaling_state"),
 )  # fmt: skip
 _PICKLED = "pickled_hparams"
 _KEPT_OF_OWN = ("version", _PICKLED)

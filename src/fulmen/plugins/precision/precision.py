@@ -49,6 +49,9 @@ class Precision(CheckpointHooks):
     changes_state_dict: bool = False
     """Whether `convert_module` adds or reshapes entries, so that a checkpoint can be loaded only after it."""
 
+    interchangeable_with: tuple[str, ...] = ()
+    """Names of other classes whose state in a checkpoint this one takes as its own."""
+
     @property
     def is_plain(self) -> bool:
         """Whether the methods of a step are the plain ones, so that a loop may leave them out."""

@@ -28,6 +28,8 @@ class ScaledPrecision(Precision):
         scaler: Holds the factor; `None`: nothing is scaled.
     """
 
+    interchangeable_with = ("MixedPrecision", "FSDPPrecision")
+
     def __init__(self, scaler: GradScaler | None) -> None:
         self.scaler = scaler
         self._num_backwards = 0
@@ -150,7 +152,7 @@ class ScaledPrecision(Precision):
             raise ValueError(
                 f"The state of the gradient scaler lacks {', '.join(map(repr, missing))}; it has {sorted(state_dict)},"
                 f" so it is not that of a `{type(self.scaler).__name__}`. Continue with the precision plugin that wrote"
-                " the checkpoint, or remove its entry 'MixedPrecision' to start with a new scale."
+                " the checkpoint, or remove the entry of that name to start with a new scale."
             )
         self.scaler.load_state_dict(state_dict)
 

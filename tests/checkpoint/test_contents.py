@@ -507,8 +507,8 @@ def test_the_scale_of_the_loss_goes_from_sharded_to_whole_weights_and_back(names
     def train(precision, ckpt_path=None):
         trainer = Trainer(
             accelerator="cpu", plugins=precision, max_epochs=1 if ckpt_path is None else 2, limit_train_batches=2,
-            limit_val_batches=0, logger=False, enable_progress_bar=False, enable_model_summary=False,
-            default_root_dir=tmp_path,
+            limit_val_batches=0, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False,
         )  # fmt: skip
         trainer.fit(BoringModel(), ckpt_path=ckpt_path)
         return trainer

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import SWALR
+from torch.optim import swa_utils
 
 from fulmen.callbacks.sharding import check_takes_whole
 from fulmen.core.callback import Callback
@@ -28,6 +28,14 @@ __all__ = ["StochasticWeightAveraging"]
 log = logging.getLogger(__name__)
 
 _AverageFunction: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class SWALR(swa_utils.SWALR):
+    """torch's schedule, whose state is plain data with each version of torch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return its state, without the function that torch before 2.10 has there; the constructor chooses it."""
+        return {name: value for name, value in super().state_dict().items() if name != "anneal_func"}
 
 
 class StochasticWeightAveraging(Callback):

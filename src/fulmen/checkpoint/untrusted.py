@@ -68,10 +68,10 @@ def read_untrusted(path: str) -> tuple[Any, list[str]]:
         try:
             with torch.serialization.safe_globals(list(zip(stand_ins, refused, strict=True))):
                 return torch.load(name, map_location="cpu", weights_only=True, mmap=True), refused
-        except pickle.UnpicklingError as error:  # noqa: PERF203 - each attempt replaces another stand-in
+        except (pickle.UnpicklingError, TypeError) as error:  # noqa: PERF203 - each attempt replaces another stand-in
             found = _CLASS.search(str(error))
             if found is None:
-                raise _refusal(error, path) from error
+                raise _refusal(error, path) if isinstance(error, pickle.UnpicklingError) else error from error
             stand_ins[int(found[1])] = _filled(refused[int(found[1])])
 
 

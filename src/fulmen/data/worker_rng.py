@@ -13,7 +13,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -351,7 +351,8 @@ def _become(place: int, base_seed: int) -> None:
 
     info = torch_worker._worker_info
     assert info is not None  # noqa: S101 - torch has set it before
-    torch_worker._worker_info = replace(info, id=place, seed=base_seed + place)
+    known = {name: getattr(info, name) for name in type(info).__annotations__}  # torch 2.8: no dataclass
+    torch_worker._worker_info = torch_worker.WorkerInfo(**{**known, "id": place, "seed": base_seed + place})
     random.seed(base_seed + place)
     torch.manual_seed(base_seed + place)
     numpy = sys.modules.get("numpy")

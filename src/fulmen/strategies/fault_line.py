@@ -193,10 +193,7 @@ class Line(threading.Thread):
             is_stuck = is_stuck or now - self._backward_since >= self.watch.backward_grace_s
             if is_stuck:
                 self._waits_since, self._backward_since = None, now
-                rank = min(self._ended_regularly)
-                text = f"Its program came to an end while rank {self.watch.rank} still waits for it in a collective."
-                text += " All ranks have to make the same number of steps."
-                self.say(Report("death", rank, "", 0, time.time(), text))
+                self.blame_who_ended()
             return
         if self.is_leaving:
             is_own = self._has_said  # its own error: may save what it can, but not wait for those who are gone
@@ -208,6 +205,13 @@ class Line(threading.Thread):
             is_late = waits_in_vain or now - self._arrived_at >= self.watch.grace_s
         if is_late and not self.is_closed:
             end_process(report)
+
+    def blame_who_ended(self) -> None:
+        """Report, if there is one, a rank whose program has ended well, although this one cannot go on without it."""
+        if self._ended_regularly:
+            text = f"Its program came to an end while rank {self.watch.rank} still waits for it in a collective."
+            text += " All ranks have to make the same number of steps."
+            self.say(Report("death", min(self._ended_regularly), "", 0, time.time(), text))
 
     def _note_waiting(self, now: float) -> None:
         """Keep since when the watched thread is in a collective, and since when in one and the same backward."""

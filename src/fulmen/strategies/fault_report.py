@@ -102,7 +102,8 @@ class Report:
 
     def message(self) -> str:
         """Return what to show: who failed, and last its own words."""
-        who = f"Rank {self.rank} ({f'process {self.pid} on ' if self.pid else ''}{self.host})"
+        place = " on ".join(filter(None, (f"process {self.pid}" if self.pid else "", self.host)))
+        who = f"Rank {self.rank} ({place})" if place else f"Rank {self.rank}"
         verb = {"error": "failed", "death": "died", "leave": "left the run", "hang": "stands still"}[self.kind]
         return f"{who} {verb}, so all ranks end.\n\n{self.text}"
 

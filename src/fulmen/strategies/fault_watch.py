@@ -131,6 +131,8 @@ class FaultWatch:
         line.is_leaving = True
         if is_consequence(error):
             line.arrived.wait(WAIT_FOR_CULPRIT_S)
+            if line.first_report is None:
+                line.blame_who_ended()
             first = line.first_report
             if first is not None and first.rank != self.rank:
                 _write_elastic_error(first, is_own=False)

@@ -39,6 +39,7 @@ from fulmen.strategies.shards import (
 )
 from fulmen.utilities.distributed import broadcast_tensors
 from fulmen.utilities.files import is_local, local_path
+from fulmen.utilities.fsdp_units import parameter_groups, recover_from_broken_step, state_of_unit, units_of
 from fulmen.utilities.state_names import without_compiler_names
 
 if TYPE_CHECKING:
@@ -273,20 +274,21 @@ class ShardedStrategy(ParallelStrategy):
             trainer: The running Trainer.
         """
         module = self._model
-        if not _units_of(module):  # as cut layers can't be replaced
+        if not units_of(module):  # as cut layers can't be replaced
             self._apply_layer_sync()
         is_manual = not getattr(self._lightning_module, "automatic_optimization", True)
         self._cut(module, is_manual=is_manual)
         self._is_routed = isinstance(module, FSDPModule)
 
     def _cut(self, module: nn.Module, *, is_manual: bool) -> None:
-        for unit in _units_of(module):
-            if unit._get_fsdp_state()._is_root:
-                unit.reset_iter_state()  # an earlier run may have ended in the middle of a step
+        recover_from_broken_step(module)
         self._shard(module, is_manual=is_manual)
         self.precision_plugin.after_sharding(module)
         self._modules.add(module)
-        self._kept_units.update(unit for unit in _units_of(module) if _may_stay_gathered(unit))
+        units = units_of(module)
+        for unit in units if self.root_device.type == "cpu" else ():
+            unit.set_force_sum_reduction_for_comms(True)  # gloo of torch 2.8 gives the sum where the mean is asked for
+        self._kept_units.update(unit for unit in units if _may_stay_gathered(unit))
 
     def setup_module(self, module: nn.Module) -> nn.Module:
         """Cut a module in place.
@@ -403,7 +405,7 @@ class ShardedStrategy(ParallelStrategy):
 
     @contextmanager
     def _unsynchronized(self, module: nn.Module) -> Iterator[None]:
-        units = _units_of(module)
+        units = units_of(module)
         for unit in units:
             unit.set_requires_gradient_sync(False, recurse=False)
         try:
@@ -418,8 +420,8 @@ class ShardedStrategy(ParallelStrategy):
         Returns:
             True: nothing is left to do.
         """
-        for unit in _units_of(self._lightning_module):
-            state = unit._get_fsdp_state()
+        for unit in units_of(self._lightning_module):
+            state = state_of_unit(unit)
             if state._is_root:
                 state._root_post_backward_final_callback()
         return True
@@ -581,16 +583,10 @@ class ShardedStrategy(ParallelStrategy):
             self.cluster_environment.teardown()
 
 
-def _units_of(module: nn.Module) -> list[FSDPModule]:
-    """The parts of a module that `fully_shard` gathers as a whole, itself included."""
-    return [each for each in module.modules() if isinstance(each, FSDPModule)]
-
-
 def _may_stay_gathered(unit: FSDPModule) -> bool:
     """Whether the weights of a unit stay gathered between forward and backward pass, as those of a root do."""
-    state = unit._get_fsdp_state()
-    groups = state._fsdp_param_groups
-    return state._auto_reshard_after_forward or any(group.post_forward_mesh_info is None for group in groups)
+    is_left_to_torch = state_of_unit(unit)._auto_reshard_after_forward
+    return is_left_to_torch or any(group.post_forward_mesh_info is None for group in parameter_groups(unit))
 
 
 def _point_to(optimizer: Optimizer, now: dict[int, nn.Parameter]) -> None:

@@ -97,6 +97,11 @@ def work(strategy: StandIn) -> str:
     return "done"
 
 
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")  # at once: the other rank writes, too
+    sys.stdout.flush()
+
+
 def main() -> None:
     strategy = StandIn()
     launcher = strategy.launcher
@@ -106,9 +111,9 @@ def main() -> None:
         except Exception as error:
             print("caught", type(error).__name__, flush=True)
             return
-    print("rank", RANK, launcher.launch(work, strategy), flush=True)
+    say(f"rank {RANK} {launcher.launch(work, strategy)}")
     if HOW == "fine":
-        print("again", launcher.launch(lambda: dist.get_world_size()), flush=True)
+        say(f"again {launcher.launch(lambda: dist.get_world_size())}")
     if HOW == "after" and RANK == WHO:
         note("fault")
         raise ValueError("boom after the run")

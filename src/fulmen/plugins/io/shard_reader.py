@@ -67,7 +67,8 @@ class ShardReader(FileSystemReader):
         """
         metadata = self._metadata
         if metadata is None:
-            path = self._get_metadata_path(kwargs.get("rank"))
+            rank = kwargs.get("rank")  # each rank has an index of its own where they were not put together
+            path = self.fs.concat_path(self.path, ".metadata" if rank is None else f"__{rank}.metadata")
             with self.fs.create_stream(path, "rb") as file:
                 metadata = _IndexUnpickler(file, str(path)).load()
         if getattr(metadata, "storage_meta", None) is None:

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fulmen.utilities.fsdp_units import parameter_groups, units_of
 from fulmen.utilities.lazy import require
 
 if TYPE_CHECKING:
@@ -67,15 +68,9 @@ class _Torchao:
 
 def _weights(module: nn.Module, kind: type[nn.Module]) -> Iterator[Any]:
     """The weights of float8 layers, as FSDP2 knows them."""
-    from torch.distributed.fsdp import FSDPModule
-
-    for unit in module.modules():
-        if not isinstance(unit, FSDPModule):
-            continue
-        state = unit._get_fsdp_state()
-        groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]  # the latter before torch 2.12
-        for group in groups:
-            if group is None or group._use_post_forward_mesh:
+    for unit in units_of(module):
+        for group in parameter_groups(unit):
+            if group._use_post_forward_mesh:
                 continue
             for weight in group.fsdp_params:
                 place = weight._module_info

@@ -368,6 +368,11 @@ def test_the_registered_names_make_it() -> None:
     ("arguments", "error", "message"),
     [
         ({"use_orig_params": False}, ValueError, "no flat parameters"),
+        ({"auto_wrap_policy": "Block"}, TypeError, r"auto_wrap_policy='Block'.*a set of their classes"),
+        ({"activation_checkpointing_policy": [1]}, TypeError, r"activation_checkpointing_policy=\[1\]"),
+        ({"param_init_fn": 3}, TypeError, r"param_init_fn=3.*fills its own parameters"),
+        ({"reshard_after_forward": "x"}, TypeError, "the number of ranks"),
+        ({"timeout": 5}, TypeError, r"FSDPStrategy\(timeout=5\).*timedelta"),
         ({"limit_all_gathers": False}, ValueError, "always limits"),
         ({"backward_prefetch": BackwardPrefetch.BACKWARD_POST}, ValueError, "always gathers the next unit"),
         ({"process_group": ("one", "two")}, ValueError, "Pass `device_mesh`"),
@@ -398,6 +403,10 @@ def test_the_registered_names_make_it() -> None:
 def test_what_cannot_be_is_refused_at_once(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"(?s){message}"):
         FSDPStrategy(**arguments)
+
+
+def test_classes_may_be_in_a_list() -> None:
+    assert FSDPStrategy(auto_wrap_policy=[nn.Linear])._auto_wrap_policy == {nn.Linear}  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

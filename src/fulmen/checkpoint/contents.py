@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from fulmen.checkpoint.ranks import dump_of_ranks, position_of_rank, rng_of_rank
 from fulmen.checkpoint.run_record import dump_run
 from fulmen.core.hparams import dump_hparams
+from fulmen.utilities.deepspeed import DeepSpeedFolder, is_deepspeed_folder
 from fulmen.utilities.exceptions import MisconfigurationException
 from fulmen.utilities.migration import LAYOUT_VERSION, VERSION_KEY
 from fulmen.utilities.rank_zero import rank_zero_warn
@@ -212,6 +213,12 @@ def restore_optimizers_and_schedulers(trainer: Trainer, checkpoint: _Contents) -
 def _restore_optimizers(trainer: Trainer, checkpoint: _Contents) -> None:
     if not trainer.strategy.lightning_restore_optimizer:
         return
+    if "optimizer_states" not in checkpoint and (path := trainer.ckpt_path) and is_deepspeed_folder(path):
+        raise ValueError(
+            f"`{path}` is a folder of DeepSpeed, whose optimizer states `{type(trainer.strategy).__name__}` cannot take"
+            f" over. Go on from it {DeepSpeedFolder(path).conditions}; or begin a new fit with its weights: `fulmen"
+            f" consolidate {path} --output_file weights.ckpt`, and `Model.load_from_checkpoint('weights.ckpt')`."
+        )
     _required(checkpoint, "optimizer_states", "optimizer")
     trainer.strategy.load_optimizer_state_dict(checkpoint)
 

@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 
+from fulmen.utilities.deepspeed import is_deepspeed_folder
 from fulmen.utilities.exceptions import DamagedFileError
 from fulmen.utilities.files import get_filesystem, is_local, is_sharded_folder, local_path
 
@@ -22,7 +23,6 @@ __all__ = [
 ]
 
 INTERRUPTED_NAME = "interrupted.ckpt"  # saved when a signal or the time limit ends training
-_DEEPSPEED_MARK = "latest"
 _HPC_NAME = re.compile(r"hpc_ckpt_(\d+)\.ckpt")
 
 
@@ -52,7 +52,7 @@ def is_checkpoint_folder(path: str) -> bool:
     Args:
         path: A local path.
     """
-    return is_sharded_folder(path) or os.path.isfile(os.path.join(local_path(path), _DEEPSPEED_MARK))
+    return is_sharded_folder(path) or is_deepspeed_folder(path)
 
 
 def is_whole_folder(path: str) -> bool:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from fulmen.checkpoint.contents import OWN_KEY
 from fulmen.checkpoint.file_formats import FileContents, read_any
-from fulmen.utilities.deepspeed import is_deepspeed_folder
+from fulmen.utilities.deepspeed import DeepSpeedFolder, is_deepspeed_folder
 from fulmen.utilities.exceptions import DamagedFileError
-from fulmen.utilities.files import is_local, local_path, verify_file
+from fulmen.utilities.files import is_local, local_path, problem_without_meta, verify_file
 from fulmen.utilities.migration import LEGACY_VERSION_KEY, VERSION_KEY, migrate_checkpoint
 from fulmen.utilities.plain_data import NotPlainError, to_plain
 from fulmen.utilities.tree import apply_to_collection
@@ -49,6 +49,7 @@ def summarize_checkpoint(
     Raises:
         FileNotFoundError: There is no such file.
         KeyError: It has no weights under `key`.
+        ValueError: It is a folder that is no checkpoint.
     """
     summary: dict[str, Any] = {"path": os.fspath(path), **_on_disk(os.fspath(path))}
     checksums, problems = _NOT_COMPARED, []
@@ -63,17 +64,19 @@ def summarize_checkpoint(
     if file.format != "safetensors" and not file.is_sharded and VERSION_KEY in file.content:
         summary["written_by"] = _written_by(file.content)
         migrate_checkpoint(file.content)
+    if file.is_sharded and "state_dict" in file.content and (problem := problem_without_meta(path)):
+        problems.append(problem)
     weights = [_tensor_facts(name, value, quick) for name, value in file.weights.items() if isinstance(value, Tensor)]
-    problems += [f"`{each['name']}`: {each['not_finite']}" for each in weights if "not_finite" in each]
+    bad = [f"`{each['name']}`: {each['not_finite']}" for each in weights if "not_finite" in each]
     optimizers = [_optimizer(state, quick) for state in _listed(file.content.get("optimizer_states"))]
-    problems += [f"optimizer {number}: {each['not_finite']}" for number, each in enumerate(optimizers)
-                 if "not_finite" in each]  # fmt: skip
+    bad += [f"optimizer {number}: {each['not_finite']}" for number, each in enumerate(optimizers)
+            if "not_finite" in each]  # fmt: skip
     return {
         **summary,
         "format": file.format,
         "is_sharded": file.is_sharded,
-        **({"engine": "deepspeed"} if is_deepspeed_folder(file.path) else {}),
         **_progress(file),
+        **(_of_deepspeed(file) if is_deepspeed_folder(file.path) else {}),
         "weights_key": file.weights_key,
         "weights": weights,
         **_hparams(file.content),
@@ -81,8 +84,8 @@ def summarize_checkpoint(
         "optimizers": optimizers,
         "lr_schedulers": _plain(_listed(file.content.get("lr_schedulers"))),
         "other": _other(file),
-        "health": {"checksums": checksums, "finite": None if quick else not problems, "not_loaded": file.refused,
-                   "problems": problems},
+        "health": {"checksums": checksums, "finite": None if quick else not bad, "not_loaded": file.refused,
+                   "problems": problems + bad},
     }  # fmt: skip
 
 
@@ -118,9 +121,10 @@ def _on_disk(path: str) -> dict[str, Any]:
 
 
 def _compare_checksums(path: str) -> str:
-    if path.endswith(".safetensors") or (is_local(path) and os.path.isdir(local_path(path))):
+    if path.endswith(".safetensors"):
         return _NONE_THERE
-    verify_file(path)
+    if not (is_local(path) and os.path.isdir(local_path(path))):  # what reads a folder compares
+        verify_file(path)
     return _MATCH
 
 
@@ -142,11 +146,18 @@ def _progress(file: FileContents) -> dict[str, Any]:
     if "state_dict" in content or "loops" in content:
         states = content.get("optimizer_states")  # of a folder of shards always a list
         is_whole = bool(states) if file.is_sharded else states is not None
-        facts["can_resume"] = "loops" in content and (is_whole or is_deepspeed_folder(file.path))
+        facts["can_resume"] = "loops" in content and is_whole
     own = content.get(OWN_KEY)
     if isinstance(own, Mapping) and isinstance(own.get("run"), list):
         facts["runs"] = [str(each) for each in own["run"]]
     return facts
+
+
+def _of_deepspeed(file: FileContents) -> dict[str, Any]:
+    """Return who wrote the folder; its optimizer states, which are not read, go with the loops of a Trainer."""
+    folder = DeepSpeedFolder(file.path)
+    facts = {"engine": "deepspeed", "deepspeed": {"num_processes": folder.world_size, "stage": folder.stage}}
+    return {**facts, "can_resume": "loops" in file.content, "resume_conditions": folder.conditions}
 
 
 def _position(content: Mapping[str, Any]) -> str | None:

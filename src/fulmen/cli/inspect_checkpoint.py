@@ -17,7 +17,7 @@ Show what is in a checkpoint: how far the training was, weights, hyperparameters
 callbacks and optimizers; and check it: checksums, NaN and infinite weights.
 
 Reads files of fulmen and of Lightning, files of `torch.save` with weights, .safetensors, and folders
-of shards. Nothing but tensors and plain data is loaded, so no code of a file runs."""
+of shards or of DeepSpeed. Nothing but tensors and plain data is loaded, so no code of a file runs."""
 _EPILOG = """\
 exit code:
   0 healthy, 1 damaged or with values that are not finite, 2 wrong arguments
@@ -52,7 +52,7 @@ def command(arguments: Sequence[str]) -> None:
 
     try:
         summary = summarize_checkpoint(options.checkpoint, quick=options.quick, trust=options.trust, key=options.key)
-    except (OSError, KeyError, ImportError) as error:
+    except (OSError, KeyError, ImportError, ValueError) as error:
         refuse(_PROG, error.args[0] if isinstance(error, KeyError) else error)
     if options.json:
         say(json.dumps(summary, indent=2))
@@ -65,7 +65,7 @@ def command(arguments: Sequence[str]) -> None:
 def make_parser() -> CommandParser:
     """Return what reads the command line."""
     parser = CommandParser(_PROG, _DESCRIPTION, _EPILOG)
-    parser.add_argument("checkpoint", metavar="CKPT", help="the file, or a folder of shards")
+    parser.add_argument("checkpoint", metavar="CKPT", help="the file, or a folder of shards or of DeepSpeed")
     parser.add_argument("--all", action="store_true", help="one row for each tensor, with its shape; long values whole")
     parser.add_argument("--depth", type=int, metavar="N", help="group weights by the first N parts of their names")
     parser.add_argument("--key", help="where in the file the weights are, e.g. ema.model; looked for by default")
@@ -108,18 +108,30 @@ def _folder_of(summary: dict[str, Any]) -> str:
 def _facts(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
     kind = _FORMATS[summary["format"]] + (_folder_of(summary) if summary.get("is_sharded") else "")
     written_by = summary.get("written_by")
+    engine = summary.get("deepspeed")
     yield "kind", kind + (f", layout of Lightning {written_by['layout_of_lightning']}" if written_by else "")
     if "size_bytes" in summary:
         yield "size", f"{size_text(summary['size_bytes'])}, saved {summary['modified'].replace('T', ' ')}"
+    if engine:
+        processes = count_text(engine["num_processes"], "process", "processes")
+        yield "saved by", f"{processes}, stage {engine['stage']} of ZeRO"
     for name in ("epoch", "global_step", "position"):
         if name in summary:
             yield name.replace("_", " "), str(summary[name])
     if "can_resume" in summary:
-        yield "resume", "`fit(ckpt_path=...)` can go on from it" if summary["can_resume"] else (
-            "no: it holds no optimizer states; its weights can be loaded"
-        )  # fmt: skip
+        yield "resume", _how_to_resume(summary)
     if len(summary.get("runs", [])) > 1:
         yield "restarts", f"written by attempt {len(summary['runs'])} of its run"
+
+
+def _how_to_resume(summary: dict[str, Any]) -> str:
+    conditions = summary.get("resume_conditions")
+    if not summary["can_resume"]:
+        if conditions:
+            return f"`fabric.load(...)` can go on from it {conditions}"
+        lacking = "no states of loops" if summary["optimizers"] else "no optimizer states"
+        return f"no: it holds {lacking}; its weights can be loaded"
+    return f"`fit(ckpt_path=...)` can go on from it {conditions or ''}".rstrip()
 
 
 def _health(health: dict[str, Any]) -> Iterator[tuple[str, str]]:

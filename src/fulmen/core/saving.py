@@ -20,7 +20,10 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import torch
 
 from fulmen.core.hparams import stored_hparams, unread_hparams
-from fulmen.utilities.files import get_filesystem, is_sharded_folder, load_file
+from fulmen.strategies.late_weights import fill_whole_module
+from fulmen.utilities.deepspeed import DeepSpeedFolder, is_deepspeed_folder
+from fulmen.utilities.exceptions import DamagedFileError
+from fulmen.utilities.files import get_filesystem, is_local, load_file, local_path, problem_without_meta
 from fulmen.utilities.lazy import is_installed, require
 from fulmen.utilities.migration import migrate_checkpoint
 from fulmen.utilities.plain_data import NotPlainError, explain_refusal, to_plain
@@ -105,6 +108,7 @@ def load_from_checkpoint(
     module.on_load_checkpoint(checkpoint)
     exact = _resolve_strict(module, strict)
     weights: dict[str, Any] = checkpoint["state_dict"]
+    fill_whole_module(module, torch.device("cpu"), weights)
     keys = module.load_state_dict(named_as_in(module, weights), strict=exact)
     if not exact:
         _warn_about_keys(keys.missing_keys, keys.unexpected_keys)
@@ -132,7 +136,7 @@ def load_datamodule_from_checkpoint(
 def _read(path: str | Path | IO[bytes], map_location: Any, weights_only: bool | None) -> dict[str, Any]:
     location = _where_available if map_location is None else map_location
     if isinstance(path, str | os.PathLike):
-        if is_sharded_folder(path):
+        if is_local(path) and os.path.isdir(local_path(path)):
             checkpoint = _read_folder(path, map_location, weights_only)
         else:
             checkpoint = load_file(path, location, weights_only)
@@ -146,9 +150,14 @@ def _read(path: str | Path | IO[bytes], map_location: Any, weights_only: bool | 
 
 
 def _read_folder(path: str | os.PathLike[str], map_location: Any, weights_only: bool | None) -> dict[str, Any]:
-    from fulmen.plugins.io.distributed_io import ShardedCheckpoint
+    if is_deepspeed_folder(path):
+        checkpoint = DeepSpeedFolder(path, trust=weights_only is False).read_whole()
+    else:
+        from fulmen.plugins.io.distributed_io import ShardedCheckpoint
 
-    checkpoint = ShardedCheckpoint(path, weights_only=weights_only).read_weights()
+        if problem := problem_without_meta(path):
+            raise DamagedFileError(problem)
+        checkpoint = ShardedCheckpoint(path, weights_only=weights_only).read_weights()
     if isinstance(map_location, str | torch.device):
         checkpoint["state_dict"] = move_data_to_device(checkpoint["state_dict"], torch.device(map_location))
     return checkpoint

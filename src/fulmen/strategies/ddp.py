@@ -20,7 +20,7 @@ from fulmen.strategies.local_sgd import average_after_steps
 from fulmen.strategies.manual_step import ManualStep, prepare_for_backward
 from fulmen.strategies.optimizer_state import whole_optimizer_state
 from fulmen.strategies.parallel import ParallelStrategy
-from fulmen.strategies.process_group import DEFAULT_TIMEOUT
+from fulmen.strategies.process_group import DEFAULT_TIMEOUT, check_timeout
 from fulmen.strategies.route import Redirection
 from fulmen.utilities.distributed import broadcast_tensors
 from fulmen.utilities.exceptions import MisconfigurationException
@@ -108,7 +108,7 @@ class DDPStrategy(ParallelStrategy):
         self._ddp_comm_wrapper = ddp_comm_wrapper
         self._model_averaging_period = model_averaging_period
         self._backend = process_group_backend
-        self._timeout = timeout
+        self._timeout = check_timeout(timeout, self)
         self._start_method = start_method
         self._ddp_kwargs = kwargs
         # state
@@ -144,6 +144,11 @@ class DDPStrategy(ParallelStrategy):
         """Whether torch's wrapper exchanges gradients in its own way, so that a mean over ranks does the same."""
         is_special = self._ddp_comm_hook is not None or self._model_averaging_period is not None
         return not is_special and type(self).setup_module is DDPStrategy.setup_module
+
+    @property
+    def shares_buffers(self) -> bool:
+        """Whether all processes evaluate with the buffers of rank 0, unless `broadcast_buffers=False`."""
+        return bool(self._ddp_kwargs.get("broadcast_buffers", True))
 
     @property
     def start_method(self) -> StartMethod:

@@ -35,13 +35,16 @@ from fulmen.strategies.deepspeed_config import (
 from fulmen.strategies.deepspeed_engine import (
     begin_manual_backward,
     gradients_scaled,
+    plain_optimizer,
     rank_in_environment,
+    refusals_explained,
     release_engine,
+    use_names_of_torch,
 )
 from fulmen.strategies.deepspeed_keeping import DeepSpeedKeeping
 from fulmen.strategies.process_group import DEFAULT_TIMEOUT
 from fulmen.strategies.route import Redirection
-from fulmen.utilities.deepspeed import check_installed, load_package
+from fulmen.utilities.deepspeed import check_installed, installed_version, load_package
 from fulmen.utilities.exceptions import MisconfigurationException
 from fulmen.utilities.rank_zero import rank_zero_warn
 from fulmen.utilities.types import LRSchedulerConfig
@@ -207,6 +210,7 @@ class DeepSpeedStrategy(DeepSpeedKeeping):
         self._engines: list[Any] = []
         self._scale = 1.0  # what gradients are to be multiplied by before the step
         self._is_of_trainer = False
+        self._trains = False
         self._torch_linear: Callable[..., Tensor] = nn.functional.linear
 
     def _choose_config(self, config: Any, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -228,7 +232,7 @@ class DeepSpeedStrategy(DeepSpeedKeeping):
         if config is None:
             return config_from_arguments(given)
         chosen = read_config(config)
-        check_config(chosen)
+        check_config(chosen, installed_version())
         return chosen
 
     @classmethod
@@ -291,6 +295,11 @@ class DeepSpeedStrategy(DeepSpeedKeeping):
         return False
 
     @property
+    def takes_one_optimizer(self) -> bool:
+        """True: an engine has one."""
+        return True
+
+    @property
     def allows_inference_mode(self) -> bool:
         """False in stage 3: what is gathered in inference mode could not be used for training later."""
         return not self.zero_stage_3
@@ -309,6 +318,7 @@ class DeepSpeedStrategy(DeepSpeedKeeping):
         self._torch_linear = nn.functional.linear
         with rank_in_environment(self):
             package.init_distributed(self.process_group_backend, verbose=False)
+        use_names_of_torch(package)
 
     def _package(self) -> ModuleType:
         return load_package(self.root_device, logging_level=self._logging_level)
@@ -323,7 +333,8 @@ class DeepSpeedStrategy(DeepSpeedKeeping):
         self.accelerator.setup(trainer)
         self._model = self.precision_plugin.convert_module(self._model)
         fn = str(getattr(trainer.state.fn, "value", trainer.state.fn))
-        if fn == "fit":
+        self._trains = fn == "fit"
+        if self._trains:
             self._check_trainer(trainer)
             self._has_synced_layers = self.layer_sync is not None
             self._apply_layer_sync()
@@ -347,7 +358,8 @@ class DeepSpeedStrategy(DeepSpeedKeeping):
             raise MisconfigurationException(
                 "DeepSpeed currently only supports single optimizer, single optional scheduler, but"
                 f" `configure_optimizers` returned {len(self._optimizers)} optimizer(s) and"
-                f" {len(self.lr_scheduler_configs)} scheduler(s). Give one optimizer several parameter groups instead."
+                f" {len(self.lr_scheduler_configs)} scheduler(s), and manual optimization changes nothing about it."
+                " Give one optimizer several parameter groups instead, or choose `strategy='fsdp'`."
             )
         if not self._optimizers and "optimizer" not in self.config:
             raise MisconfigurationException(
@@ -380,14 +392,15 @@ class DeepSpeedStrategy(DeepSpeedKeeping):
     def _make_engine(self, module: nn.Module, optimizer: Any, scheduler: Any = None) -> Any:
         package, device = self._package(), self.root_device
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        with rank_in_environment(self):
+        config = self._completed_config()
+        with rank_in_environment(self), refusals_explained(package, config):
             engine, _, _, _ = package.initialize(
                 args=argparse.Namespace(device_rank=device.index) if device.type != "cpu" else None,
                 model=module,
                 model_parameters=parameters,
                 optimizer=optimizer,
                 lr_scheduler=scheduler,
-                config=self._completed_config(),
+                config=config,
                 dist_init_required=False,
             )
         self._engines.append(engine)
@@ -403,13 +416,12 @@ class DeepSpeedStrategy(DeepSpeedKeeping):
             micro_batch_size=self._micro_batch_size(trainer),
             clip_val=None if trainer is None else trainer.gradient_clip_val,
             for_trainer=self._is_of_trainer,
+            loader_batch_size=_loader_batch_size(trainer) if self._trains else None,
+            num_micro_batches=self.world_size * (1 if trainer is None else trainer.accumulate_grad_batches),
         )
 
     def _micro_batch_size(self, trainer: Any) -> int:
-        if isinstance(self._batch_size, int):
-            return self._batch_size
-        loader = None if trainer is None else trainer.sources.given.get("train")
-        return int(getattr(loader, "batch_size", None) or 1)
+        return self._batch_size if isinstance(self._batch_size, int) else _loader_batch_size(trainer) or 1
 
     @property
     def model(self) -> Any:
@@ -677,6 +689,13 @@ class DeepSpeedStrategy(DeepSpeedKeeping):
         for engine in self._engines:
             release_engine(engine)
         self._engines.clear()
-        self._optimizers = []
+        self._optimizers = [plain_optimizer(optimizer) for optimizer in self._optimizers]
         nn.functional.linear = self._torch_linear  # stage 3 has one of its own, for all modules of the process
         super().teardown()
+
+
+def _loader_batch_size(trainer: Any) -> int | None:
+    """Return the samples of a batch of a process, if the training loader was given and says so."""
+    loader = None if trainer is None else trainer.sources.given.get("train")
+    size = getattr(loader, "batch_size", None)
+    return size if isinstance(size, int) else None

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fulmen.utilities.deepspeed import CHECKPOINT_TAG, DeepSpeedFolder, load_package, reading
+from fulmen.utilities.exceptions import DamagedFileError
 from fulmen.utilities.files import is_local, local_path, sync_folder
 from fulmen.utilities.rank_zero import rank_zero_warn
 from fulmen.utilities.staging import create_folder_beside, put_in_place, remove_leftovers
@@ -111,6 +112,7 @@ def load_engine(engine: Any, checkpoint: DeepSpeedCheckpoint, *, strict: bool, w
 
     Raises:
         ValueError: Another number of ranks or another stage saved it.
+        DamagedFileError: A file is missing, truncated or changed.
     """
     source = checkpoint.source
     stage = int(engine.zero_optimization_stage())
@@ -125,12 +127,26 @@ def load_engine(engine: Any, checkpoint: DeepSpeedCheckpoint, *, strict: bool, w
             " with what saved it; or take the weights alone: `fulmen consolidate` makes one file of it, which any run"
             " loads with `load_from_checkpoint`."
         )
+    _check_files(source)
     with reading(trust=source.trust):
         loaded, _ = engine.load_checkpoint(
             os.fspath(source.folder), tag=source.tag, load_module_strict=strict, load_lr_scheduler_states=True
         )
     if loaded is None:
         raise ValueError(f"DeepSpeed could not load `{source.folder}`. Check whether the folder was copied whole.")
+
+
+def _check_files(source: DeepSpeedFolder) -> None:
+    """Let each rank look at its own files; all raise if one finds them damaged, so that none waits for it."""
+    error: DamagedFileError | None = None
+    try:
+        source.check_files(rank=dist.get_rank())
+    except DamagedFileError as found:
+        error = found
+    errors: list[DamagedFileError | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(errors, error)
+    if first := next((each for each in errors if each is not None), None):
+        raise first
 
 
 # ---- states of a loop of one's own

@@ -8,10 +8,12 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from fulmen.utilities.command_line import nearest
 from fulmen.utilities.exceptions import MisconfigurationException
+from fulmen.utilities.rank_zero import rank_zero_warn
 
 __all__ = [
     "ARGUMENTS",
@@ -20,6 +22,7 @@ __all__ = [
     "checked_remote_device",
     "complete_config",
     "config_from_arguments",
+    "explain_refusal",
     "read_config",
     "stage_of",
 ]
@@ -31,6 +34,27 @@ _BATCH = "train_batch_size"
 _OWN_BOUNDARIES = "managed_gradient_accumulation"
 _FROM_THE_RUN = (_MICRO_BATCH, _BATCH, _ACCUMULATION, _CLIPPING)
 _STAGES = (0, 1, 2, 3)
+# DeepSpeed has no list of the names at the top, and passes over those that it does not know
+_TOP_NAMES = frozenset(
+    [
+        *_FROM_THE_RUN,
+        *("optimizer", "scheduler", "zero_optimization", "zero_allow_untested_optimizer"),
+        *("zero_force_ds_cpu_optimizer", "fp16", "bf16", "bfloat16", "amp", "torch_autocast", "data_types"),
+        *("communication_data_type", "seq_parallel_communication_data_type", "prescale_gradients"),
+        *("gradient_predivide_factor", "gradient_allreduce_op", "sparse_gradients", "disable_allgather"),
+        *("disable_python_gc", "steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state"),
+        *("log_level", "timers", "flops_profiler", "comms_logger", "tensorboard", "wandb", "csv_monitor", "comet"),
+        *("activation_checkpointing", "aio", "checkpoint", "nebula", "datastates_ckpt", "load_universal_checkpoint"),
+        *("compile", "compression_training", "quantize_training", "weight_quantization", "sparse_attention"),
+        *("data_efficiency", "curriculum_learning", "dataloader_drop_last", "progressive_layer_drop", "eigenvalue"),
+        *("autotuning", "elasticity", "hybrid_engine", "pipeline", "tensor_parallel", "sequence_parallel_size"),
+        *("expert_parallel", "use_data_before_expert_parallelism", "vocabulary_size", "graph_harvesting", "zenflow"),
+        "allgather_size",
+        _OWN_BOUNDARIES,
+    ]
+)
+_KNOWN_UP_TO = (0, 19)
+_OF_COMMENTS = ("_", "$", "#", "/")
 _DEVICES = ("cpu", "nvme")
 
 # arguments that keep their names, by the section that they go into
@@ -202,15 +226,17 @@ def read_config(config: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str,
     return content
 
 
-def check_config(config: Mapping[str, Any]) -> None:
+def check_config(config: Mapping[str, Any], version: str) -> None:
     """Refuse what no run could use.
 
     Args:
         config: The user's configuration.
+        version: That of the package.
 
     Raises:
-        ValueError: The stage is none, or a value is "auto" that nothing can be taken for.
+        ValueError: A name at the top is unknown, the stage is none, or a value is "auto" that nothing can be taken for.
     """
+    _check_names(config, version)
     if stage_of(config) not in _STAGES:
         raise ValueError(
             f"The DeepSpeed config has `zero_optimization.stage` {stage_of(config)!r}. Choose one of {_STAGES}."
@@ -221,6 +247,50 @@ def check_config(config: Mapping[str, Any]) -> None:
             f"The DeepSpeed config has the value 'auto' for {unknown}, and nothing says what it is to be: 'auto' is"
             f" known for {sorted(known)}. Write the value."
         )
+
+
+def _check_names(config: Mapping[str, Any], version: str) -> None:
+    unknown = [name for name in config if name not in _TOP_NAMES and not name.startswith(_OF_COMMENTS)]
+    for name in unknown:
+        hint = nearest(name, _TOP_NAMES)
+        text = f"The DeepSpeed config has the name {name!r}, which DeepSpeed does not know and would pass over.{hint}"
+        if hint or tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) <= _KNOWN_UP_TO:
+            raise ValueError(
+                f"{text} Correct it, move it into the section that it belongs to, or remove it; names of comments begin"
+                f" with one of {_OF_COMMENTS}."
+            )
+        rank_zero_warn(f"{text} It is passed on, as DeepSpeed {version} is newer than the names that are known here.")
+
+
+def explain_refusal(error: ValueError, config: Mapping[str, Any], fields: Mapping[str, Iterable[str]]) -> ValueError:
+    """Return an error that says what of a configuration DeepSpeed has refused, and what to do.
+
+    Args:
+        error: What the library raised that DeepSpeed checks its sections with.
+        config: The configuration.
+        fields: Names in a section, by the name of its class.
+    """
+    known = sorted(fields.get(getattr(error, "title", ""), ()))
+    lines = []
+    for each in error.errors():  # type: ignore[attr-defined]  # of pydantic, as the caller has seen
+        name = ".".join(map(str, each["loc"]))
+        section = next((f" in `{key}`" for key, value in config.items() if _holds(value, each["loc"])), "")
+        if each["type"] == "extra_forbidden":
+            lines.append(f"it has {name!r}{section}, which DeepSpeed does not know.{nearest(name, known)}")
+        else:
+            lines.append(f"{name!r}{section} is {each['input']!r}: {each['msg']}.")
+    return ValueError(
+        f"DeepSpeed refuses its config: {' '.join(lines)} Correct it; the names are those of"
+        " https://www.deepspeed.ai/docs/config-json."
+    )
+
+
+def _holds(section: Any, path: Sequence[Any]) -> bool:
+    for name in path:
+        if not isinstance(section, Mapping) or name not in section:
+            return False
+        section = section[name]
+    return bool(path)
 
 
 def _auto_values(config: Mapping[str, Any], path: str = "") -> Iterator[str]:
@@ -251,6 +321,8 @@ def complete_config(
     micro_batch_size: int,
     clip_val: float | None,
     for_trainer: bool,
+    loader_batch_size: int | None = None,
+    num_micro_batches: int = 1,
 ) -> dict[str, Any]:
     """Return a configuration with what the run says.
 
@@ -261,6 +333,8 @@ def complete_config(
         micro_batch_size: Samples in the batch of a process, for DeepSpeed's logs.
         clip_val: `Trainer(gradient_clip_val=...)`.
         for_trainer: Whether a Trainer runs it, which says when to step and how to clip.
+        loader_batch_size: Samples in the batch of a process, if the Trainer knows it.
+        num_micro_batches: Such batches in one step of the optimizer, on all processes together.
 
     Raises:
         MisconfigurationException: The configuration says something else than the run.
@@ -272,6 +346,8 @@ def complete_config(
     if for_trainer:
         _check_for_trainer(config, clip_val)
         config[_CLIPPING] = float(clip_val or config.get(_CLIPPING) or 0.0)
+        if loader_batch_size is not None:
+            _check_batch_sizes(config, loader_batch_size, num_micro_batches)
     if _BATCH not in config:
         config.setdefault(_MICRO_BATCH, micro_batch_size)
     _complete_precision(config, precision, scaler)
@@ -296,6 +372,18 @@ def _check_for_trainer(config: Mapping[str, Any], clip_val: float | None) -> Non
             f"The DeepSpeed config has `{_CLIPPING}={own!r}`, and the Trainer `gradient_clip_val={clip_val!r}`, but"
             " gradients are clipped once. Remove one of them."
         )
+
+
+def _check_batch_sizes(config: dict[str, Any], micro_batch_size: int, num_micro_batches: int) -> None:
+    expected = {_MICRO_BATCH: micro_batch_size, _BATCH: micro_batch_size * num_micro_batches}
+    for name, size in expected.items():
+        if config.get(name, size) != size:
+            raise MisconfigurationException(
+                f"The DeepSpeed config has `{name}={config[name]!r}`, but the Trainer trains with {size}: its loader"
+                f" has `batch_size={micro_batch_size}`, and one step takes {num_micro_batches} such batch(es) from all"
+                f" processes together. Remove it, write 'auto', or change the loader."
+            )
+    config.pop(_BATCH, None)  # DeepSpeed would multiply without the windows of the Trainer
 
 
 def _complete_precision(config: dict[str, Any], precision: str, scaler: Mapping[str, Any]) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
+from fulmen.strategies.deepspeed_config import explain_refusal
 from fulmen.utilities.variables import variables_set
 
 if TYPE_CHECKING:
@@ -16,12 +19,52 @@ if TYPE_CHECKING:
 __all__ = [
     "begin_manual_backward",
     "gradients_scaled",
+    "plain_optimizer",
     "rank_in_environment",
+    "refusals_explained",
     "release_engine",
     "remove_module_hooks",
+    "use_names_of_torch",
 ]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+# what DeepSpeed calls its collectives through, and the names that torch has for them since 2.13
+_COLLECTIVES = {"all_gather_function": "all_gather_single", "reduce_scatter_function": "reduce_scatter_single"}
+
+
+def use_names_of_torch(package: ModuleType) -> None:
+    """Let DeepSpeed call collectives by the names that torch has today; torch warns of the older ones at each call.
+
+    Args:
+        package: DeepSpeed, whose `init_distributed` was called.
+    """
+    backend = package.comm.comm.cdb
+    for attribute, name in _COLLECTIVES.items():
+        function = getattr(torch.distributed, name, None)
+        if function is not None and hasattr(backend, attribute):
+            setattr(backend, attribute, function)
+
+
+@contextmanager
+def refusals_explained(package: ModuleType, config: Mapping[str, Any]) -> Iterator[None]:
+    """Context in which what DeepSpeed refuses in its configuration is said in words.
+
+    Args:
+        package: DeepSpeed.
+        config: The configuration.
+
+    Raises:
+        ValueError: It is refused.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if not type(error).__module__.startswith("pydantic"):
+            raise
+        kinds = package.runtime.config_utils.DeepSpeedConfigModel.__subclasses__()
+        raise explain_refusal(error, config, {kind.__name__: kind.model_fields for kind in kinds}) from error
 
 
 @contextmanager
@@ -94,6 +137,21 @@ def release_engine(engine: Any) -> None:
     engine.destroy()
     engine.module_forward_pre_hook.remove()
     engine.module_forward_post_hook.remove()
+
+
+def plain_optimizer(optimizer: Any) -> Any:
+    """Return torch's optimizer of an engine that was released, in host memory; to be looked at, not to step.
+
+    Args:
+        optimizer: That of the engine, which may be wrapped.
+    """
+    while not isinstance(optimizer, torch.optim.Optimizer) and hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.data = parameter.data.cpu()
+            parameter.grad = None
+    return optimizer
 
 
 def remove_module_hooks(model: nn.Module) -> None:

@@ -38,6 +38,8 @@ class DeepSpeedKeeping(DDPStrategy):
     exclude_frozen_parameters: bool
     load_full_weights: bool
     _engines: list[Any]
+    _trains: bool
+    """Whether the run is a fit, so that engines have optimizers."""
 
     @property
     def zero_stage_3(self) -> bool:
@@ -152,15 +154,14 @@ class DeepSpeedKeeping(DDPStrategy):
             checkpoint: What `load_checkpoint` returned.
             strict: Names must be the same on both sides.
         """
-        is_fit = bool(self._optimizers)
         if isinstance(checkpoint, DeepSpeedCheckpoint):
-            if is_fit:
+            if self._trains:
                 load_engine(self._model, checkpoint, strict=strict, with_optimizer=not self.load_full_weights)
             else:
                 load_weights(self._model, checkpoint.source.read_weights(), strict=strict)
             return
         load_weights(self._model, checkpoint["state_dict"], strict=strict)
-        if is_fit and not self.load_full_weights:
+        if self._trains and not self.load_full_weights:
             warn_about_optimizer(checkpoint)
 
     def load_optimizer_state_dict(self, checkpoint: dict[str, Any]) -> None:

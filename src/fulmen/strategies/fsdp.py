@@ -23,12 +23,14 @@ from torch.distributed.fsdp import (
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fulmen.plugins.precision.fsdp import FSDPPrecision
-from fulmen.strategies.fsdp_arguments import Numbers, StrategyName, read_activation_policy, read_settings
+from fulmen.strategies.fsdp_arguments import Numbers, StrategyName, read_activation_policy, read_policy, read_settings
 from fulmen.strategies.fsdp_wrapping import Policy, Units, choose_units, chosen_by, refuse_mixed_types
 from fulmen.strategies.launchers.choice import StartMethod
 from fulmen.strategies.process_group import DEFAULT_TIMEOUT
 from fulmen.strategies.sharded import ShardedStrategy
 from fulmen.utilities.exceptions import MisconfigurationException
+from fulmen.utilities.fsdp_units import units_of
+from fulmen.utilities.rank_zero import rank_zero_warn
 
 if TYPE_CHECKING:
     from fulmen.accelerators.accelerator import Accelerator
@@ -131,7 +133,7 @@ class FSDPStrategy(ShardedStrategy):
             device_mesh=device_mesh,
             kwargs=kwargs,
         )
-        self._auto_wrap_policy = auto_wrap_policy
+        self._auto_wrap_policy = read_policy("auto_wrap_policy", auto_wrap_policy)
         self._activation_policy = read_activation_policy(activation_checkpointing, activation_checkpointing_policy)
         self._mesh_asked_for = device_mesh
         self.kwargs = kwargs
@@ -221,6 +223,12 @@ class FSDPStrategy(ShardedStrategy):
                 f"`FSDPStrategy(device_mesh={asked!r})` arranges {torch.Size(shape).numel()} ranks, but there are"
                 f" {size}. Change it, or `devices` and `num_nodes`."
             )
+        resharded = self._settings.reshard_after_forward
+        if not isinstance(resharded, bool) and shape[-1] % resharded:
+            raise MisconfigurationException(
+                f"`FSDPStrategy(reshard_after_forward={resharded})` divides weights among {resharded} ranks for the"
+                f" backward pass, and {shape[-1]} ranks have them. Choose a divisor of {shape[-1]}, or a bool."
+            )
         if isinstance(asked, DeviceMesh):
             return asked
         if self.sharding_strategy is ShardingStrategy.NO_SHARD:
@@ -238,6 +246,9 @@ class FSDPStrategy(ShardedStrategy):
             kept_in_32_bit=numbers.kept_in_32_bit if numbers.unit.param_dtype is not None else (),
         )
         self._refuse_split_ties(roots, units, is_manual=is_manual)
+        _refuse_scalars(module, ignored)
+        if isinstance(self._auto_wrap_policy, set) and not units and not units_of(module):
+            _warn_without_layers("auto_wrap_policy", self._auto_wrap_policy, module, "the module is one unit")
         refuse_mixed_types(roots, units, ignored)
         if not any(isinstance(each, FSDPModule) for each in module.modules()):
             self._checkpoint_activations(module, ignored)
@@ -280,9 +291,13 @@ class FSDPStrategy(ShardedStrategy):
             )
 
     def _checkpoint_activations(self, module: nn.Module, ignored: set[nn.Parameter]) -> None:
-        if self._activation_policy is not None:
-            for layer in chosen_by(self._activation_policy, module, ignored):
-                checkpoint(layer)
+        if self._activation_policy is None:
+            return
+        chosen = chosen_by(self._activation_policy, module, ignored)
+        if not chosen:
+            _warn_without_layers("activation_checkpointing_policy", self._activation_policy, module, "nothing is saved")
+        for layer in chosen:
+            checkpoint(layer)
 
 
 def _roots_of(module: nn.Module, ignored: set[nn.Parameter], *, is_manual: bool) -> dict[str, nn.Module]:
@@ -311,6 +326,23 @@ def _roots_of(module: nn.Module, ignored: set[nn.Parameter], *, is_manual: bool)
 
     collect(module, "")
     return roots
+
+
+def _refuse_scalars(module: nn.Module, ignored: set[nn.Parameter]) -> None:
+    scalars = [name for name, each in module.named_parameters() if each.ndim == 0 and each not in ignored]
+    if scalars:
+        raise MisconfigurationException(
+            f"FSDP divides parameters along their first dimension, which {scalars} of `{type(module).__name__}` lack."
+            " Give them one (`nn.Parameter(torch.ones(1))`), or, if they are not trained, pass them in"
+            " `FSDPStrategy(ignored_states=...)`."
+        )
+
+
+def _warn_without_layers(name: str, policy: Policy, module: nn.Module, consequence: str) -> None:
+    rank_zero_warn(
+        f"`FSDPStrategy({name}={policy!r})` fits no layer of `{type(module).__name__}`, so {consequence}. Name classes"
+        " of its layers."
+    )
 
 
 def _convert_buffers(module: nn.Module, dtype: torch.dtype) -> None:

@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fulmen.strategies.fsdp_wrapping import Policy
 
-__all__ = ["Numbers", "Settings", "StrategyName", "read_activation_policy", "read_settings"]
+__all__ = ["Numbers", "Settings", "StrategyName", "read_activation_policy", "read_policy", "read_settings"]
 
 StrategyName: TypeAlias = Literal["FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD", "HYBRID_SHARD", "_HYBRID_SHARD_ZERO2"]
 
@@ -138,6 +138,11 @@ def read_settings(
                 f"`FSDPStrategy(ignored_states=...)` has {each!r}, which is neither a parameter nor a module. Pass"
                 " parameters or modules of the module that is trained."
             )
+    if not callable(kwargs.get("param_init_fn") or callable):
+        raise TypeError(
+            f"`FSDPStrategy(param_init_fn={kwargs['param_init_fn']!r})` is no function. Pass one that gets a layer and"
+            " fills its own parameters and buffers."
+        )
     return Settings(
         sharding_strategy=strategy,
         reshard_after_forward=_read_reshard(strategy, kwargs.get("reshard_after_forward")),
@@ -158,13 +163,35 @@ def read_activation_policy(classes: Any, policy: Policy) -> Policy:
         ValueError: Both arguments are given.
     """
     if classes is None:
-        return policy
+        return read_policy("activation_checkpointing_policy", policy)
     if policy is not None:
         raise ValueError(
             "`FSDPStrategy` got `activation_checkpointing` and `activation_checkpointing_policy`, which say the same."
             " Pass the second one only."
         )
-    return {classes} if isinstance(classes, type) else set(classes)
+    return read_policy("activation_checkpointing", {classes} if isinstance(classes, type) else classes)
+
+
+def read_policy(name: str, policy: Any) -> Policy:
+    """Return which layers are meant; classes in any collection become a set.
+
+    Args:
+        name: The argument.
+        policy: Its value.
+
+    Raises:
+        TypeError: It is no policy.
+    """
+    if isinstance(policy, (set, frozenset, list, tuple)) and all(isinstance(each, type) for each in policy):
+        return set(policy)
+    if policy is None or callable(policy):  # torch's policies are, too
+        chosen: Policy = policy
+        return chosen
+    raise TypeError(
+        f"`FSDPStrategy({name}={policy!r})` does not say which layers are meant. Pass a set of their classes, e.g."
+        " `{Block}`, a policy of `torch.distributed.fsdp.wrap`, or a function of `module`, `recurse` and"
+        " `nonwrapped_numel`."
+    )
 
 
 def _refuse(kwargs: Mapping[str, Any]) -> None:
@@ -230,6 +257,11 @@ def _check_mesh(strategy: ShardingStrategy, mesh: Any, policy: Policy) -> None:
 def _read_reshard(strategy: ShardingStrategy, asked: bool | int | None) -> bool | int:
     if asked is None:
         return strategy in _RESHARDS
+    if not isinstance(asked, int) or asked < 0:
+        raise TypeError(
+            f"`FSDPStrategy(reshard_after_forward={asked!r})` is not known. Pass True, False, or the number of ranks"
+            " that keep the weights between forward and backward pass."
+        )
     if strategy not in _RESHARDS:
         raise ValueError(
             f"`FSDPStrategy(sharding_strategy={strategy.name!r}, reshard_after_forward={asked!r})`: the first one says"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LateWeights"]
+__all__ = ["LateWeights", "fill_whole_module"]
 
 
 class LateWeights:
@@ -115,6 +115,27 @@ class LateWeights:
             " call it in `__init__`), load a checkpoint that has them before the first step, or make the module outside"
             " of `init_module(empty_init=True)`."
         )
+
+
+def fill_whole_module(module: nn.Module, device: torch.device, loaded: Iterable[str] = ()) -> None:
+    """Give all layers that were made on the meta device memory and values, where the module is not divided.
+
+    Args:
+        module: The module; nothing happens if all of it has memory.
+        device: Where to.
+        loaded: Names of tensors that get values from a checkpoint afterwards.
+
+    Raises:
+        RuntimeError: A layer cannot fill itself, and nothing is loaded into it.
+    """
+    if not any(each.is_meta for each in (*module.parameters(), *module.buffers())):
+        return
+    late = LateWeights(module, device)
+    for name, layer in module.named_modules():
+        late.fill(layer, name)
+    late.forget_shared()
+    late.note_loaded(loaded)
+    late.refuse_unfilled()
 
 
 def _is_empty(tensor: Tensor | None) -> bool:

@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fulmen.plugins.precision.precision import Precision
 from fulmen.strategies.fsdp_wrapping import repeated_blocks
+from fulmen.strategies.hints import add_hint
 from fulmen.strategies.launchers.choice import StartMethod
 from fulmen.strategies.parallelize import Division, ParallelPlan, check_plan, tied_parameters
 from fulmen.strategies.peers import PeerCheck, share_values, sum_parts_of_gradients, whole_along
@@ -46,11 +47,6 @@ __all__ = ["ModelParallelStrategy"]
 _DATA, _TENSOR = "data_parallel", "tensor_parallel"
 _MARK = "_divided_by_fulmen"
 _PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-true")
-_SIZED_VIEW = "is invalid for input of size"
-_HINT = (
-    "HINT (fulmen): a layer with the style 'colwise' gives each process its share of the outputs only, e.g. of the"
-    " heads. Let the shape follow: `.view(batch, length, -1, head_dim)`, not `.view(batch, length, num_heads, ...)`."
-)
 
 
 class ModelParallelStrategy(ShardedStrategy):
@@ -369,8 +365,7 @@ class ModelParallelStrategy(ShardedStrategy):
         Args:
             exception: The exception.
         """
-        if isinstance(exception, RuntimeError) and _SIZED_VIEW in str(exception) and _HINT not in str(exception):
-            exception.args = (f"{exception}\n{_HINT}",)
+        add_hint(exception)
 
     def report_fault(self, error: BaseException) -> None:
         """Tell the other processes at once that this one fails.

@@ -20,6 +20,7 @@ from fulmen.strategies.strategy import Strategy
 from fulmen.utilities import distributed
 from fulmen.utilities.exceptions import MisconfigurationException
 from fulmen.utilities.rank_zero import rank_zero_only
+from fulmen.utilities.sharded_gradients import has_shards
 from fulmen.utilities.tree import apply_to_collection
 
 if TYPE_CHECKING:
@@ -451,6 +452,36 @@ class ParallelStrategy(Strategy, ABC):
         if membership is not None and not self._is_alone:
             self._num_exchanges += 1
             dist.barrier(group=membership.control)
+
+    # ---- evaluation
+
+    @property
+    def shares_buffers(self) -> bool:
+        """Whether all processes evaluate with the buffers of rank 0, e.g. the statistics of batch normalization."""
+        return True
+
+    def on_validation_start(self) -> None:
+        """Give all processes the buffers of the one whose buffers are saved: results belong to the checkpoint."""
+        self._share_buffers()
+
+    def on_test_start(self) -> None:
+        """Give all processes the same buffers."""
+        self._share_buffers()
+
+    def on_predict_start(self) -> None:
+        """Give all processes the same buffers."""
+        self._share_buffers()
+
+    def _share_buffers(self) -> None:
+        if self._is_alone or not self.shares_buffers or self.data_parallel_size == 1:
+            return
+        kind, group = self.root_device.type, self.data_parallel_group
+        buffers = [each for each in self._lightning_module.buffers() if each.is_floating_point()]
+        plain = [each for each in buffers if each.device.type == kind and not has_shards((each,))]
+        if plain:
+            self._num_exchanges += 1
+            first = 0 if group is None else dist.get_global_rank(group, 0)
+            distributed.broadcast_tensors(plain, first, self._group_of(plain[0], group))
 
     # ---- when something is wrong
 

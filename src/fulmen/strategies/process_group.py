@@ -21,9 +21,27 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 from fulmen.strategies.attempt import agree_on_attempt, store_outlives_processes
 from fulmen.utilities.distributed import is_group_initialized
 
-__all__ = ["DEFAULT_TIMEOUT", "Membership", "current_membership", "join_group", "leave_group"]
+__all__ = ["DEFAULT_TIMEOUT", "Membership", "check_timeout", "current_membership", "join_group", "leave_group"]
 
 DEFAULT_TIMEOUT = timedelta(seconds=1800)
+
+
+def check_timeout(timeout: Any, strategy: object) -> timedelta | None:
+    """Return how long a collective waits for the other processes.
+
+    Args:
+        timeout: What the user passed.
+        strategy: To which strategy.
+
+    Raises:
+        TypeError: It is no duration.
+    """
+    if timeout is None or isinstance(timeout, timedelta):
+        return timeout
+    raise TypeError(
+        f"`{type(strategy).__name__}(timeout={timeout!r})` is no duration. Pass a `datetime.timedelta`, e.g."
+        " `timedelta(minutes=30)`."
+    )
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -28,12 +28,12 @@ from fulmen.plugins.precision.fsdp import FSDPPrecision
 from fulmen.strategies.late_weights import LateWeights
 from fulmen.strategies.launchers.choice import StartMethod, choose_launcher
 from fulmen.strategies.parallel import ParallelStrategy
-from fulmen.strategies.process_group import DEFAULT_TIMEOUT
+from fulmen.strategies.process_group import DEFAULT_TIMEOUT, check_timeout
+from fulmen.strategies.replaced_parameters import ReplacedParameters
 from fulmen.strategies.route import Redirection, unwrapped
 from fulmen.strategies.shards import (
     load_into_module,
     load_optimizer_state,
-    local_part,
     optimizer_state_by_name,
     whole,
 )
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ShardedStrategy"]
 
-_OF_THIS_PROCESS = ("_mesh", "_modules", "_kept_units", "_late")
+_OF_THIS_PROCESS = ("_mesh", "_modules", "_kept_units", "_late", "_replaced")
 
 
 class ShardedStrategy(ParallelStrategy):
@@ -90,7 +90,7 @@ class ShardedStrategy(ParallelStrategy):
         super().__init__(accelerator, parallel_devices, cluster_environment, checkpoint_io, precision_plugin)
         # settings
         self._backend = process_group_backend
-        self._timeout = timeout
+        self._timeout = check_timeout(timeout, self)
         self._start_method = start_method
         self._saves_shards = saves_shards
         # state
@@ -100,6 +100,7 @@ class ShardedStrategy(ParallelStrategy):
         self._modules: WeakSet[nn.Module] = WeakSet()  # that were cut here
         self._kept_units: WeakSet[FSDPModule] = WeakSet()  # parts of them that a forward pass may leave gathered
         self._late: WeakKeyDictionary[nn.Module, LateWeights] = WeakKeyDictionary()
+        self._replaced = ReplacedParameters()
 
     # ---- for subclasses
 
@@ -237,6 +238,7 @@ class ShardedStrategy(ParallelStrategy):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update({**state, "_mesh": None, "_late": WeakKeyDictionary()})
         self._modules, self._kept_units = WeakSet(), WeakSet()
+        self._replaced = ReplacedParameters()
 
     # ---- prepare
 
@@ -282,7 +284,9 @@ class ShardedStrategy(ParallelStrategy):
 
     def _cut(self, module: nn.Module, *, is_manual: bool) -> None:
         recover_from_broken_step(module)
+        before = dict(module.named_parameters(remove_duplicate=False))
         self._shard(module, is_manual=is_manual)
+        self._replaced.note(before, module)
         self.precision_plugin.after_sharding(module)
         self._modules.add(module)
         units = units_of(module)
@@ -315,12 +319,30 @@ class ShardedStrategy(ParallelStrategy):
         Returns:
             Module, optimizers and scheduler.
         """
-        names = {id(each): name for name, each in unwrapped(module).named_parameters(remove_duplicate=False)}
         module = self.setup_module(module)
-        now = dict(unwrapped(module).named_parameters(remove_duplicate=False))
-        for optimizer in optimizers:
-            _point_to(optimizer, {number: now[name] for number, name in names.items()})
         return module, [self.setup_optimizer(optimizer) for optimizer in optimizers], scheduler
+
+    def setup_optimizers(self, trainer: Any) -> None:
+        """Take the optimizers and schedulers that the user configured, also those made before the module was cut.
+
+        Args:
+            trainer: The running Trainer.
+        """
+        super().setup_optimizers(trainer)
+        for optimizer in self.optimizers:
+            self._replaced.point(optimizer)
+
+    def setup_optimizer(self, optimizer: Optimizer) -> Optimizer:
+        """Let an optimizer update the parts, if it was made before the module was cut.
+
+        Args:
+            optimizer: The optimizer; in place.
+
+        Returns:
+            The optimizer.
+        """
+        self._replaced.point(optimizer)
+        return optimizer
 
     def module_sharded_context(self) -> AbstractContextManager[Any]:
         """Return a context to make a module in; nothing happens in it, as a module is cut when it is set up."""
@@ -587,20 +609,3 @@ def _may_stay_gathered(unit: FSDPModule) -> bool:
     """Whether the weights of a unit stay gathered between forward and backward pass, as those of a root do."""
     is_left_to_torch = state_of_unit(unit)._auto_reshard_after_forward
     return is_left_to_torch or any(group.post_forward_mesh_info is None for group in parameter_groups(unit))
-
-
-def _point_to(optimizer: Optimizer, now: dict[int, nn.Parameter]) -> None:
-    """Let an optimizer update other parameters in the place of those it has, by their ids."""
-    for group in optimizer.param_groups:
-        before: Iterable[nn.Parameter] = group["params"]
-        group["params"] = [now.get(id(parameter), parameter) for parameter in before]
-        for old, new in zip(before, group["params"], strict=True):
-            if old is not new and old in optimizer.state:
-                optimizer.state[new] = {
-                    name: _cut_alike(value, old, new) for name, value in optimizer.state.pop(old).items()
-                }
-
-
-def _cut_alike(value: Any, old: Tensor, new: Any) -> Any:
-    is_like = isinstance(value, Tensor) and isinstance(new, DTensor) and value.shape == old.shape and value.ndim > 0
-    return local_part(value, new).to(new.device) if is_like else value

@@ -185,6 +185,11 @@ class TrainerSide:
         """Whether the strategy accumulates gradients itself."""
         return False
 
+    @property
+    def takes_one_optimizer(self) -> bool:
+        """Whether the strategy trains with one optimizer at most, by hand, too, and refuses several itself."""
+        return False
+
     # ---- step
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:

@@ -98,6 +98,11 @@ class XLAStrategy(DDPStrategy):
     # ---- where
 
     @property
+    def shares_buffers(self) -> bool:
+        """False: here no process sends its buffers to the others."""
+        return False
+
+    @property
     def root_device(self) -> torch.device:
         """The device of this process.
 

@@ -12,6 +12,7 @@ teardown, whatever happened
 from __future__ import annotations
 
 import logging
+import pickle
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -37,13 +38,15 @@ from fulmen.core.whereabouts import whereabouts
 from fulmen.data.worker_report import end_workers_behind, explain_worker_failure
 from fulmen.loggers.params import merge_hparams
 from fulmen.strategies.fault_watch import FaultWatch
+from fulmen.strategies.late_weights import fill_whole_module
 from fulmen.strategies.random_numbers import draw_alike
 from fulmen.trainer.checks import check_callbacks, check_run
 from fulmen.trainer.defaults import add_module_callbacks
 from fulmen.trainer.event_table import owner_label
 from fulmen.trainer.requeue import RequeuedException, requeue_signal, requeued_checkpoint
 from fulmen.trainer.states import RunningStage, TrainerFn, TrainerStatus
-from fulmen.utilities.exceptions import SIGTERMException
+from fulmen.utilities.exceptions import DamagedFileError, SIGTERMException
+from fulmen.utilities.files import problem_without_meta
 from fulmen.utilities.migration import migrate_checkpoint
 from fulmen.utilities.model_helpers import is_overridden
 from fulmen.utilities.rank_zero import rank_zero_info, rank_zero_warn
@@ -141,6 +144,7 @@ def set_up(
     events.refresh()
     configure_model(trainer)
     checkpoint = _load_checkpoint(trainer, ckpt_path, weights_only, model_provided)
+    _fill_empty_layers(trainer, checkpoint)
     is_late = strategy.restore_checkpoint_after_setup or strategy.precision_plugin.changes_state_dict
     if checkpoint is not None and not is_late:
         with explaining_misfit(trainer, ckpt_path):
@@ -209,22 +213,46 @@ def configure_model(trainer: Trainer) -> None:
             trainer.scope.hook = None
 
 
+def _fill_empty_layers(trainer: Trainer, checkpoint: dict[str, Any] | None) -> None:
+    """Give layers that were made on the meta device memory and values."""
+    strategy = trainer.strategy
+    if not strategy.has_dtensors:  # else each layer is filled when it is divided
+        names = () if checkpoint is None else checkpoint.get("state_dict", ())  # DeepSpeed has them in its folder
+        fill_whole_module(trainer.lightning_module, strategy.root_device, names)
+
+
 def _load_checkpoint(
     trainer: Trainer, ckpt_path: Any, weights_only: bool | None, model_provided: bool
 ) -> dict[str, Any] | None:
     fn = str(trainer.state.fn.value)  # type: ignore[union-attr]  # a method was called
-    path = None
+    found: tuple[Any, Exception | None] = None, None
     if trainer.is_global_zero:  # the newest file is the same for all ranks only if one looks
-        path = requeued_checkpoint(trainer) or resolve_ckpt_path(
-            trainer, ckpt_path, fn=fn, model_provided=model_provided, set_by_user=trainer.ckpt_path_of_user
-        )
-    path = trainer.strategy.broadcast(path)
+        try:
+            path = requeued_checkpoint(trainer) or resolve_ckpt_path(
+                trainer, ckpt_path, fn=fn, model_provided=model_provided, set_by_user=trainer.ckpt_path_of_user
+            )
+            found = path, None
+        except Exception as error:
+            found = None, _sendable(error)
+    path, fault = trainer.strategy.broadcast(found)
+    if fault is not None:  # on all ranks, so that a program that catches it goes on with all of them
+        raise fault
     trainer.note_ckpt_path(path)
     if path is None:
         return None
+    if problem := problem_without_meta(path):
+        raise DamagedFileError(problem)
     rank_zero_info(f"Restoring from the checkpoint at {path}")
     checkpoint, _ = migrate_checkpoint(trainer.strategy.load_checkpoint(path, weights_only=weights_only))
     return checkpoint
+
+
+def _sendable(error: Exception) -> Exception:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # of a library, with a constructor that needs more than a text
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _restore_what_every_stage_uses(trainer: Trainer, checkpoint: dict[str, Any]) -> None:

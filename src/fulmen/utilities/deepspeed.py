@@ -9,8 +9,10 @@ from __future__ import annotations
 import io
 import logging
 import os
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -18,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fulmen.utilities.files import atomic_save
+from fulmen.utilities.exceptions import DamagedFileError
+from fulmen.utilities.files import atomic_save, is_sharded_folder, local_path, verify_file
 from fulmen.utilities.lazy import is_installed, require
+from fulmen.utilities.plain_data import explain_refusal
 from fulmen.utilities.variables import variables_set
 
 if TYPE_CHECKING:
@@ -32,6 +36,7 @@ __all__ = [
     "check_installed",
     "convert_zero_checkpoint_to_fp32_state_dict",
     "ds_checkpoint_dir",
+    "installed_version",
     "is_deepspeed_folder",
     "load_package",
     "reading",
@@ -41,6 +46,7 @@ CPU_DEVICE = torch.device("cpu")
 CHECKPOINT_TAG = "checkpoint"
 """The tag that Lightning and fulmen save under."""
 
+_BYTES_OF_32_BIT = 4
 _EXTRA = "deepspeed"
 _FEATURE = "managed_gradient_accumulation"
 _ACCELERATOR_VARIABLE = "DS_ACCELERATOR"
@@ -71,6 +77,14 @@ def check_installed(for_: str) -> None:
     """
     if not is_installed("deepspeed"):
         require("deepspeed", extra=_EXTRA, for_=for_)
+
+
+def installed_version() -> str:
+    """Return the version of DeepSpeed; `"0"` if it is not installed."""
+    try:
+        return version("deepspeed")
+    except PackageNotFoundError:
+        return "0"
 
 
 def load_package(device: torch.device | None = None, *, logging_level: int = logging.WARN) -> ModuleType:
@@ -147,13 +161,16 @@ def _classes_in_files() -> list[Any]:
 
 
 def is_deepspeed_folder(path: str | os.PathLike[str]) -> bool:
-    """Tell whether a path is a local folder that DeepSpeed saved.
+    """Tell whether a path is a local folder that DeepSpeed saved, whole or not.
 
     Args:
         path: The path.
     """
-    folder = Path(path)
-    return folder.is_dir() and next(folder.glob("*/*_model_states.pt"), None) is not None
+    folder = Path(local_path(path))
+    if not folder.is_dir() or is_sharded_folder(folder):
+        return False
+    patterns = ("latest", "*/*_model_states.pt", "*/*_optim_states.pt")
+    return any(next(folder.glob(pattern), None) is not None for pattern in patterns)
 
 
 def ds_checkpoint_dir(checkpoint_dir: str | os.PathLike[str], tag: str | None = None) -> str:
@@ -187,35 +204,43 @@ class DeepSpeedFolder:
     Args:
         folder: The folder.
         tag: Which of the checkpoints in it; the latest by default.
-        trust: Also make objects that are no plain data, which runs code of the files.
+        trust: Also make objects that are no plain data, which runs code of the file.
 
     Raises:
         ValueError: There is none.
+        FileNotFoundError: There is none of that tag.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, tag: str | None = None, trust: bool = False) -> None:
-        if tag is None and not (Path(folder) / "latest").is_file() and (Path(folder) / CHECKPOINT_TAG).is_dir():
+        self.folder = Path(local_path(folder))
+        if tag is None and not (self.folder / "latest").is_file() and (self.folder / CHECKPOINT_TAG).is_dir():
             tag = CHECKPOINT_TAG
-        self.folder = Path(folder)
-        self.files = Path(ds_checkpoint_dir(folder, tag))
+        self.files = Path(ds_checkpoint_dir(self.folder, tag))
         self.tag = self.files.name
         self.trust = trust
         self._states: dict[str, Any] | None = None
 
     @property
     def states(self) -> dict[str, Any]:
-        """The file of the first rank; its tensors stay on the disk until they are read."""
+        """The file of the first rank; its tensors stay on the disk until they are read.
+
+        Raises:
+            DamagedFileError: It is missing, or not whole.
+            ModuleNotFoundError: DeepSpeed is not installed.
+            UnpicklingError: It holds more than tensors and plain data.
+        """
         if self._states is None:
             found = sorted(self.files.glob("*mp_rank_00_model_states.pt"))
             if not found:
-                raise ValueError(
-                    f"`{self.files}` has no file `*mp_rank_00_model_states.pt`, as DeepSpeed saves them. Check whether"
-                    " the folder was copied whole."
-                )
+                raise self._damaged(f"it has no file `{self.files.name}/*mp_rank_00_model_states.pt`")
             check_installed("reading a checkpoint of DeepSpeed")
             load_package()
-            with reading(trust=self.trust):
-                self._states = torch.load(found[0], map_location="cpu", mmap=True, weights_only=not self.trust)
+            verify_file(found[0])
+            try:
+                with reading(trust=self.trust):
+                    self._states = torch.load(found[0], map_location="cpu", mmap=True, weights_only=not self.trust)
+            except pickle.UnpicklingError as error:
+                raise explain_refusal(error, found[0]) from error
         return self._states
 
     @property
@@ -234,23 +259,77 @@ class DeepSpeedFolder:
         zero = self.states["ds_config"].get("zero_optimization") or {}
         return int(zero.get("stage", 0)) if isinstance(zero, dict) else int(zero)
 
+    @property
+    def conditions(self) -> str:
+        """With what a run goes on from it, as a phrase: DeepSpeed does not divide optimizer states anew."""
+        return f"with DeepSpeed, on {self.world_size} process(es) at stage {self.stage} of ZeRO"
+
+    def check_files(self, *, rank: int | None = None) -> None:
+        """Check that each process' files are there, and compare them with their checksums.
+
+        Args:
+            rank: Compare only those of this process; all by default.
+
+        Raises:
+            DamagedFileError: One is missing, truncated or changed.
+        """
+        missing: list[str] = []
+        for each in range(self.world_size):
+            for kind in self._kinds_of_files():
+                name = f"zero_pp_rank_{each}_mp_rank_00_{kind}_states.pt"
+                found = next(self.files.glob(f"*{name}"), None)  # in bfloat16 with a prefix
+                if found is None:
+                    missing.append(f"`{self.files.name}/{name}`")
+                elif rank in (None, each):
+                    verify_file(found)
+        if missing:
+            raise self._damaged(f"of the files of its {self.world_size} process(es), {', '.join(missing)} is missing")
+
+    def _kinds_of_files(self) -> tuple[str, ...]:
+        """What each process wrote; the file that all share is in `states`."""
+        if self.stage == 3:
+            return "model", "optim"
+        return ("optim",) if self.stage or next(self.files.glob("*_optim_states.pt"), None) else ()
+
+    def _damaged(self, reason: str) -> DamagedFileError:
+        return DamagedFileError(
+            f"The checkpoint of DeepSpeed `{self.folder}` is damaged: {reason}. Use another checkpoint, or copy the"
+            " folder again from its source, with the files of all machines."
+        )
+
     def read_weights(self) -> dict[str, Tensor]:
-        """Read the weights whole, those that were trained in 32 bit, in the memory of this process."""
-        if self.stage == 0:
-            return {name: value.float() if value.is_floating_point() else value.clone()
-                    for name, value in self.states["module"].items()}  # fmt: skip
+        """Read the weights whole, in 32 bit, in the memory of this process; frozen ones, too.
+
+        Raises:
+            DamagedFileError: A file is missing, truncated or changed.
+            ValueError: DeepSpeed cannot put them together.
+        """
+        self.check_files()
+        weights = self.states["module"] if self.stage == 0 else self._put_together()
+        return {name: _in_32_bit(value) for name, value in weights.items()}
+
+    def _put_together(self) -> dict[str, Tensor]:
         for_ = "reading a checkpoint of DeepSpeed"
         converter = require("deepspeed.utils.zero_to_fp32", extra=_EXTRA, for_=for_)
-        _ = self.states  # loads the package with care
-        with reading(trust=self.trust), _quiet():
-            weights: dict[str, Tensor] = converter.get_fp32_state_dict_from_zero_checkpoint(
-                os.fspath(self.folder), tag=self.tag
-            )
-        return dict(weights)
+        try:
+            with reading(trust=self.trust), _quiet():
+                return dict(converter.get_fp32_state_dict_from_zero_checkpoint(os.fspath(self.folder), tag=self.tag))
+        except (ValueError, NotImplementedError) as error:
+            raise ValueError(
+                f"DeepSpeed cannot put the weights of `{self.folder}` together: {error} Resume"
+                f" {self.conditions}, and save the weights alone: `trainer.save_checkpoint(path, weights_only=True)`."
+            ) from error
+        except pickle.UnpicklingError as error:
+            raise explain_refusal(error, self.files) from error
 
     def read_whole(self) -> dict[str, Any]:
         """Return what the program added, with the weights as `"state_dict"`, as a file has it."""
         return {**self.client_state, "state_dict": self.read_weights()}
+
+
+def _in_32_bit(value: Any) -> Any:
+    is_narrow = isinstance(value, Tensor) and value.is_floating_point() and value.element_size() < _BYTES_OF_32_BIT
+    return value.float() if is_narrow else value
 
 
 @contextmanager

@@ -38,6 +38,7 @@ __all__ = [
     "is_shared_filesystem",
     "load_file",
     "local_path",
+    "problem_without_meta",
     "sync_folder",
     "verify_file",
 ]
@@ -94,6 +95,21 @@ def is_sharded_folder(path: str | os.PathLike[str]) -> bool:
         path: A local path or a URL; on a server there are none.
     """
     return is_local(path) and os.path.isfile(os.path.join(local_path(path), ".metadata"))
+
+
+def problem_without_meta(path: str | os.PathLike[str]) -> str | None:
+    """Return what is wrong with a folder of shards that holds nothing but tensors; `None` of any other path.
+
+    Args:
+        path: A local path or a URL.
+    """
+    if not is_sharded_folder(path) or os.path.isfile(os.path.join(local_path(path), "meta.pt")):
+        return None
+    return (
+        f"The sharded checkpoint `{path}` has no file `meta.pt`, which holds what is no tensor (counters, callbacks,"
+        " hyperparameters): `fit(ckpt_path=...)` and `load_from_checkpoint` cannot use it. Copy the folder again from"
+        f" its source, whole, or take the weights alone: `fulmen convert {path} weights.pt`."
+    )
 
 
 def ensure_writable(folder: str | os.PathLike[str]) -> None:

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import DeviceMesh
@@ -296,7 +296,18 @@ class ShardedCheckpoint(dict[str, Any]):
 
         Returns:
             A plain dict with whole tensors on the CPU; the states of optimizers stay `Shards`.
+
+        Raises:
+            DamagedFileError: A Trainer saved it, and its weights are missing.
+            KeyError: It has no weights of a Trainer.
         """
+        if "state_dict" not in self:
+            if VERSION_KEY in self:
+                raise _damaged(self.folder, f"its index `{_INDEX}` has no entry `state_dict`, the weights")
+            raise KeyError(
+                f"The checkpoint `{self.folder}` has no entry 'state_dict', the weights of a Trainer's checkpoint; it"
+                f" has {sorted(map(str, self))}. What Fabric saved is loaded by `fabric.load(folder, state)`."
+            )
         loose = self._index.read_tree(self._index.tree.get(_LOOSE, {}))
         self._replace_loose(lambda mark: loose[mark[_LOOSE]])
         return {**self, "state_dict": self["state_dict"].read_whole()}
@@ -576,16 +587,42 @@ def _read_index(folder: Path) -> Metadata:
     if not folder.exists():
         raise FileNotFoundError(f"There is no checkpoint folder `{folder}`. Check its name.")
     if not is_sharded_folder(folder):
+        if (folder / _META).is_file() or next(folder.glob("*.distcp"), None) is not None:
+            raise _damaged(folder, f"its index `{_INDEX}` is missing")
         raise ValueError(
             f"`{folder}` is no sharded checkpoint: it has no file `.metadata`. Give the folder that holds the"
             " `*.distcp` files; a checkpoint that is one file needs nothing done."
         )
     try:
-        return ShardReader(folder).read_metadata()
+        metadata = ShardReader(folder).read_metadata()
+        _check_index(metadata)
+        return metadata
     except RefusedError:
         raise
     except Exception as error:  # what the unpickler makes of bytes that are no pickle
         raise _damaged(folder, f"its index `{_INDEX}` cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _check_index(metadata: Metadata) -> None:
+    """Compare the parts of an index, which has no checksum: names, shapes, and what is where in the files."""
+    wanted: set[MetadataIndex] = set()
+    for name, entry in metadata.state_dict_metadata.items():
+        if not isinstance(entry, TensorStorageMetadata):
+            wanted.add(MetadataIndex(name))
+            continue
+        wanted.update(MetadataIndex(name, chunk.offsets) for chunk in entry.chunks)
+        held = sum(chunk.sizes.numel() for chunk in entry.chunks)
+        if not isinstance(entry.properties.dtype, torch.dtype) or held != entry.size.numel():
+            raise ValueError(f"the type or the shape of `{name}` is overwritten")
+    places = metadata.storage_data
+    if differing := [each.fqn for each in wanted.symmetric_difference(places)]:
+        raise ValueError(f"`{min(differing)}` is only in one of its two lists")
+    if any(min(each.offset, each.length) < 0 or not isinstance(each.relative_path, str) for each in places.values()):
+        raise ValueError("the places of tensors are overwritten")
+    paths = metadata.planner_data or dict.fromkeys(metadata.state_dict_metadata, ())
+    is_renamed = any(path and ".".join(map(str, path)) != name for name, path in paths.items())
+    if is_renamed or paths.keys() != metadata.state_dict_metadata.keys():
+        raise ValueError("the names of tensors are overwritten")
 
 
 @contextmanager

@@ -162,5 +162,5 @@ class _IndexUnpickler(pickle.Unpickler):
             return super().find_class(module, name)
         raise RefusedError(
             f"The index `{self._path}` of a sharded checkpoint asks for `{module}.{name}`, which no index needs:"
-            " reading it could run any code, so it is refused. Take the folder from its source again."
+            " reading it could run any code, so it is refused. It is hostile or damaged: copy it again from its source."
         )

@@ -62,7 +62,7 @@ class Redirection:
     def restore(self) -> None:
         """Give the module its own `forward` back."""
         if self.before is _ABSENT:
-            del self.attributes["forward"]
+            self.attributes.pop("forward")  # `del` is not known to the compiler of torch 2.8
         else:
             self.attributes["forward"] = self.before
 

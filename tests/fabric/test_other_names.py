@@ -49,4 +49,4 @@ def test_the_command_starts_processes_that_answer_for_lightning(tmp_path: Path) 
     command = f"import sys\nsys.argv = {['fabric', 'run', *options, str(script), 'x']}\n"
     output = output_of(command + "from lightning.fabric.cli import _main\n_main()", tmp_path)
 
-    assert output == ["1", "['x']"]
+    assert output[-2:] == ["1", "['x']"]  # before it, some versions of gloo say that they are there

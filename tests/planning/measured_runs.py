@@ -12,25 +12,28 @@ from torch.utils.data import DataLoader
 
 from fulmen import Callback, Trainer
 from fulmen.planning.ledger import Ledger, local_tensors
-from tests.planning.models import Block, Language
+from tests.planning.models import Alternating, Block, Language
 
 __all__ = ["CONFIGURATIONS", "make_trainer", "run_measured"]
 
 WIDTH, DEPTH, WORDS, BATCH, LENGTH = 512, 16, 4096, 4, 32
-NUM_STEPS = 2
+NUM_STEPS = 3  # from the second on, DDP has the buckets it keeps
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "ddp": {"strategy": "ddp"},
     "full shard": {"strategy": {}},
     "shard grad op, two batches a step": {"strategy": {"sharding_strategy": "SHARD_GRAD_OP"}, "accumulate": 2},
     "full shard, bf16-mixed, SGD": {"strategy": {}, "precision": "bf16-mixed", "optimizer": "SGD"},
     "full shard, checkpointing": {"strategy": {"activation_checkpointing_policy": {Block}}},
+    "ddp, manual, some unused": {"strategy": "ddp_find_unused_parameters_true", "module": Alternating},
+    "full shard, manual": {"strategy": {}, "module": Alternating},
     "tensor parallel": {"parallelize": {"layers.*.up": "colwise", "layers.*.down": "rowwise"}},
 }
 
 
 def make_module(name: str) -> Language:
     """Return the module of a configuration."""
-    return Language(WIDTH, DEPTH, WORDS, optimizer=CONFIGURATIONS[name].get("optimizer", "AdamW"))
+    kind: type[Language] = CONFIGURATIONS[name].get("module", Language)
+    return kind(WIDTH, DEPTH, WORDS, optimizer=CONFIGURATIONS[name].get("optimizer", "AdamW"))
 
 
 def make_trainer(name: str, folder: Path, **settings: Any) -> Trainer:
@@ -55,7 +58,7 @@ def make_trainer(name: str, folder: Path, **settings: Any) -> Trainer:
 
 
 class _Measuring(Callback):
-    """Watches storage from before the set-up on; the peak counts from the second step on."""
+    """Watches storage from before the set-up on; what counts is the last step."""
 
     def __init__(self) -> None:
         self.ledger = Ledger()
@@ -69,18 +72,27 @@ class _Measuring(Callback):
         gc.collect()
         self.ledger.assign(local_tensors([*pl_module.parameters(), *pl_module.buffers()]), "weights")
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Tensor, batch_idx: int) -> None:
+        if batch_idx == (NUM_STEPS - 1) * trainer.accumulate_grad_batches:
+            self.begin = self.ledger.moment()
+            self.ledger.forget_work()
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Tensor, batch_idx: int) -> None:
         states = [optimizer.state for optimizer in trainer.optimizers]
         self.ledger.assign(local_tensors([list(state.values()) for state in states]), "optimizer state")
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not self.begin:
-            self.begin = self.ledger.moment()
+        self.result = {
+            "flops": self.ledger.flops,
+            "exchanges": sorted(
+                (each.kind, count, self.ledger.payload[each]) for each, count in self.ledger.calls.items()
+            ),
+        }
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
         self.ledger.assign(local_tensors([each.grad for each in pl_module.parameters()]), "gradients")
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         self.ledger.__exit__(None, None, None)
-        self.result = {
+        self.result |= {
             "peak": self.ledger.peak(self.begin)[0].total,
             **{role: self.ledger.most_of(role, self.begin) for role in ("weights", "gradients", "optimizer state")},
         }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -9,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fulmen import LightningModule
 
-__all__ = ["Block", "Language"]
+__all__ = ["Alternating", "Block", "Language"]
 
 
 class Block(nn.Module):
@@ -54,3 +56,31 @@ class Language(LightningModule):
         if self.hparams.optimizer == "SGD":
             return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
         return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+
+class Alternating(Language):
+    """Optimizes twice in a step by itself, the blocks and then the head."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        optimizers: Any = self.optimizers()
+        schedulers: Any = self.lr_schedulers()
+        for optimizer in optimizers:
+            self.toggle_optimizer(optimizer)
+            loss: Tensor = self(batch).square().mean()
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            self.clip_gradients(optimizer, gradient_clip_val=0.5, gradient_clip_algorithm="norm")
+            optimizer.step()
+            self.untoggle_optimizer(optimizer)
+        for scheduler in schedulers:
+            scheduler.step()
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        parts = [[*self.embedding.parameters(), *self.layers.parameters()], self.head.parameters()]
+        optimizers = [torch.optim.AdamW(part, lr=1e-3) for part in parts]
+        return optimizers, [torch.optim.lr_scheduler.StepLR(each, 1) for each in optimizers]

@@ -1,4 +1,4 @@
-"""What a plan says against what real runs on two ranks hold, for a model of 140 MiB."""
+"""What a plan says against what real runs on two ranks hold and exchange, for a model of 140 MiB."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.planning.measured_runs import BATCH, CONFIGURATIONS, LENGTH, make_mod
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_planned_memory_is_within_10_percent_of_measured(name: str, tmp_path: Path) -> None:
+def test_planned_work_is_as_measured_and_memory_within_10_percent(name: str, tmp_path: Path) -> None:
     with torch.device("meta"):
         module = make_module(name)
 
@@ -23,3 +23,5 @@ def test_planned_memory_is_within_10_percent_of_measured(name: str, tmp_path: Pa
     for role in ("weights", "optimizer state"):
         assert plan.memory[role].at_most == pytest.approx(measured[role], rel=0.1)
     assert plan.peak_bytes == pytest.approx(measured["peak"], rel=0.1)
+    assert plan.flops == measured["flops"]
+    assert sorted((each.kind, each.count, each.payload_bytes) for each in plan.exchanges) == measured["exchanges"]

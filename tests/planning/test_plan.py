@@ -12,6 +12,11 @@ from torch.utils.data import DataLoader
 
 from fulmen import LightningModule, Trainer
 from fulmen.planning import Plan, PlanError
+from fulmen.planning.advice import advice_for
+from fulmen.planning.ledger import ROLES
+from fulmen.planning.plan import Memory
+from fulmen.planning.sizes import gib_text
+from fulmen.strategies.ddp import DDPStrategy
 from fulmen.strategies.fsdp import FSDPStrategy
 from fulmen.strategies.model_parallel import ModelParallelStrategy
 from fulmen.utilities.exceptions import MisconfigurationException
@@ -56,6 +61,7 @@ def test_ddp_sends_each_gradient_once() -> None:
     found, size = plan("ddp", 64), num_bytes(Language())
 
     (exchange,) = found.exchanges
+    assert exchange.count == 1
     assert (exchange.kind, exchange.num_ranks, exchange.payload_bytes) == ("all-reduce", 64, size)
     assert exchange.sent_bytes == pytest.approx(2 * size * 63 / 64, abs=4)
     assert found.global_batch_size == 4 * 64
@@ -155,6 +161,47 @@ def test_what_does_not_fit_says_by_how_much_and_what_would_help() -> None:
     assert plan("ddp", 8, memory="h100").fits is True
 
 
+def test_ddp_sends_gradients_in_buckets_as_from_the_second_step_on() -> None:
+    module = Language(width=256, depth=2)
+    size = num_bytes(module)
+
+    (small,) = plan(DDPStrategy(bucket_cap_mb=2), 4, module=module).exchanges
+    (default,) = plan("ddp", 4, module=module).exchanges
+    assert small.payload_bytes == default.payload_bytes == size
+    assert small.count == 3  # of 4.1 MiB
+    assert default.count == 2  # a first one of 1 MiB, and up to 25 MiB
+
+
+def only(role: str, size: int) -> dict[str, Memory]:
+    return {each: Memory(size if each == role else 2**10, size) for each in ROLES}
+
+
+@pytest.mark.parametrize(
+    ("role", "is_sharded", "phase", "advice"),
+    [
+        ("weights", False, "forward", ["shards:"]),
+        ("weights", True, "forward", ["more ranks:"]),
+        ("activations", True, "backward", ["activation checkpointing", "a smaller batch: 4 in place of 8"]),
+        ("communication", True, "backward", ["smaller units:"]),
+        ("temporaries", False, "optimizer step", ["an optimizer with"]),
+        ("temporaries", False, "forward", ["a device with"]),
+    ],
+)
+def test_advice_is_given_on_what_is_too_much_only(role: str, is_sharded: bool, phase: str, advice: list[str]) -> None:
+    found = advice_for(only(role, 2**30), too_much=2**29, batch_size=8, num_ranks=4, is_sharded=is_sharded, phase=phase)
+
+    assert len(found) == len(advice)
+    assert all(text.startswith(begin) for text, begin in zip(found, advice, strict=True))
+    assert not any(" 0 B" in text or "0.0" in text for text in found)
+
+
+def test_a_few_bytes_are_shown_as_such() -> None:
+    assert [gib_text(size) for size in (0, 4, 1023, 2048, 3 * 2**20, 5 * 2**30)] == [
+        "0 B", "4 B", "1023 B", "2.0 KiB", "3.0 MiB", "5.00 GiB",
+    ]  # fmt: skip
+    assert "0.0 KiB" not in str(plan("fsdp", 2))
+
+
 def test_planning_changes_neither_module_nor_process() -> None:
     module = Language()
     before = {name: value.clone() for name, value in module.state_dict().items()}
@@ -230,6 +277,8 @@ def test_batches_come_from_names_or_from_the_example_of_the_module() -> None:
         ({"ranks": 0}, "devices=0"),
         ({"batch": "4xx"}, "is no tensor"),
         ({"memory": "much"}, "is no size"),
+        ({"memory": "0"}, "is no memory"),
+        ({"memory": -1}, "is no memory"),
         (
             {"strategy": FSDPStrategy(sharding_strategy="HYBRID_SHARD", device_mesh=(3, 3)), "ranks": 8},
             "arranges 9 ranks, but there are 8",

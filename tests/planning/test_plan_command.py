@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -31,6 +32,15 @@ class Computes(Net):
     def __init__(self) -> None:
         super().__init__()
         self.rates = [rate.item() for rate in torch.linspace(0, 1, 3)]
+
+class Fails(Net):
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=-1)
+
+class Normed(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers.append(nn.BatchNorm1d(1))
 
 class Data(LightningDataModule):
     def train_dataloader(self):
@@ -95,9 +105,47 @@ def test_a_module_that_computes_as_it_is_made_is_explained(capsys: pytest.Captur
         (("--gpus", "0", "--model", "planned.Net"), "it is 1 or more"),
         (("--memory", "huge", "--model", "planned.Net"), "is no size"),
         (("--batch", "8 by 4", "--model", "planned.Net"), "is no tensor"),
+        (("--memory", "0", "--model", "planned.Net"), "is no memory that a device can have"),
         (("--batch", "8x4", "--model", "planned.Nothing"), "planned.Nothing"),
+        (("--batch", "8x4", "--model", "planned.Net", "--strategy", "magic"), "`strategy='magic'` is not known"),
+        (("--batch", "8x4", "--model", "planned.Net", "--precision", "7-true"), "`precision='7-true'` is not known"),
+        (("--batch", "8x4", "--model", "planned.Net", "--trainer.max_steps", "-5"), "`Trainer(max_steps=-5)`"),
+        (("--model", "planned.Net"), "has no batch"),
     ],
 )
 def test_wrong_words_are_explained(words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*words) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_missing_package_is_named_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "deepspeed" else find(name))
+
+    assert run("--batch", "8x4", "--model", "planned.Net", "--strategy", "deepspeed_stage_2") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "pip install 'fulmen[deepspeed]'" in line
+
+
+def test_an_error_in_the_users_code_shows_its_lines_and_no_others(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--batch", "8x5", "--model", "planned.Net") == 1
+    wrong_width = capsys.readouterr().err
+    assert run("--batch", "8x4", "--model", "planned.Fails") == 1
+    in_optimizers = capsys.readouterr().err
+
+    assert "loss = self.layers(batch).square().mean()" in wrong_width
+    assert "The batch was `--batch 8x5`." in wrong_width
+    assert "return torch.optim.AdamW(self.parameters(), lr=-1)" in in_optimizers
+    assert "ValueError: Invalid learning rate: -1" in in_optimizers
+    for text in (wrong_width, in_optimizers):
+        assert "Traceback" not in text
+        assert len(text.splitlines()) <= 5
+
+
+def test_what_a_plan_leaves_out_of_the_configuration_is_noted(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--batch", "8x4", "--model", "planned.Normed", "--strategy", "ddp", "--trainer.sync_batchnorm", "true")
+
+    assert run(*words) == 0
+    assert "without the exchange of `sync_batchnorm=True`" in capsys.readouterr().out

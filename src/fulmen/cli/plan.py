@@ -35,7 +35,8 @@ examples:
   fulmen plan --gpus 4 --strategy ddp --model my_package.Net --batch 32x3x224x224,32:int64 --json
 
 exit code:
-  0 it fits, or no --memory was given; 1 it does not fit, or cannot be traced; 2 wrong arguments"""
+  0 it fits, or no --memory was given; 1 it does not fit, cannot be traced, or your code raises an error; 2 wrong
+  arguments"""
 
 
 def command(arguments: Sequence[str]) -> None:
@@ -90,19 +91,47 @@ def make_parser() -> CommandParser:
 
 def _plan(options: Any, others: list[str]) -> Plan:
     from fulmen.cli.planning_cli import PlanningCLI
-    from fulmen.planning.rehearsal import PlanError
-    from fulmen.utilities.exceptions import MisconfigurationException
+    from fulmen.planning.values import PlanError
 
     short = {"strategy": options.strategy, "precision": options.precision}
     words = [f"--trainer.{name}={value}" for name, value in short.items() if value is not None]
     sys.path.insert(0, os.getcwd())  # where the user's modules are; a script has it, an installed command has not
     sys.argv[:] = [_PROG, *words, *others]
+    package = ""
     try:
         cli = PlanningCLI(num_nodes=options.nodes, devices=options.gpus, is_on_meta=not options.real_init)
+        package = type(cli.model).__module__.partition(".")[0]
         plan = cli.trainer.plan(
             cli.model, options.batch, num_nodes=options.nodes, devices=options.gpus, memory=options.memory,
             datamodule=cli.datamodule,
         )  # fmt: skip
-    except (PlanError, MisconfigurationException) as error:
+    except PlanError as error:
         refuse(_PROG, error)
+    except Exception as error:
+        _end_if_of_user(error, package, options.batch)
+        raise
     return replace(plan, notes=[*cli.notes, *plan.notes])
+
+
+def _end_if_of_user(error: BaseException, package: str, batch: str | None) -> None:
+    """End with a message if the error is not one of this package: exit code 1 in the user's code, 2 for arguments."""
+    from fulmen.planning.values import is_refusal, users_lines
+
+    if "jsonargparse" in _file_of(error):
+        error = error.__cause__ or error.__context__ or error  # it wraps what a class raises
+    lines = users_lines(error, package)
+    if lines:
+        shown = "".join(f"  {line}\n" for line in lines)
+        is_step = batch is not None and any(", in training_step: " in line for line in lines)
+        with_batch = f"\nThe batch was `--batch {batch}`." if is_step else ""
+        refuse(_PROG, f"your code raises an error:\n{shown}{type(error).__name__}: {error}{with_batch}")
+    if is_refusal(error):
+        refuse(_PROG, " ".join(str(error).split()), 2)
+
+
+def _file_of(error: BaseException) -> str:
+    """Return the file that raised an error."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else trace.tb_frame.f_code.co_filename

@@ -9,9 +9,9 @@ import torch
 from fulmen.cli.lightning_cli import LightningCLI
 from fulmen.core.module import LightningModule
 from fulmen.planning.imagined import ImaginedCluster
-from fulmen.trainer.planning import planned_precision
+from fulmen.planning.values import PlanError
+from fulmen.trainer.planning import WITHOUT_LAYER_SYNC, planned_precision, without_news
 from fulmen.trainer.trainer import Trainer
-from fulmen.utilities.exceptions import MisconfigurationException
 
 __all__ = ["PlanningCLI"]
 
@@ -35,7 +35,7 @@ class PlanningCLI(LightningCLI):
         self._devices = devices
         self._is_on_meta = is_on_meta
         self.notes: list[str] = []
-        self._refusal: MisconfigurationException | None = None
+        self._refusal: PlanError | None = None
         super().__init__(save_config_callback=None, seed_everything_default=False, run=False)
 
     def add_arguments_to_parser(self, parser: Any) -> None:
@@ -51,7 +51,7 @@ class PlanningCLI(LightningCLI):
         """Make data, model and Trainer.
 
         Raises:
-            MisconfigurationException: The module needs memory to be made.
+            PlanError: The module needs memory to be made.
         """
         try:
             super().instantiate_classes()
@@ -79,7 +79,7 @@ class PlanningCLI(LightningCLI):
             except (RuntimeError, NotImplementedError) as error:
                 if "meta" not in str(error):
                     raise
-                self._refusal = MisconfigurationException(
+                self._refusal = PlanError(
                     f"`{cls.__name__}.__init__` computes with the values of its tensors, which are not there: the"
                     f" module is made without memory ({error}). Make them with `device='cpu'`; or pass `--real-init`,"
                     " if the module fits into the memory of this machine."
@@ -98,6 +98,8 @@ class PlanningCLI(LightningCLI):
         plugins = configured.get("plugins") or []
         plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
         precision = configured.get("precision")
+        if configured.get("sync_batchnorm"):
+            self.notes.append(WITHOUT_LAYER_SYNC)
         planned: dict[str, Any] = {
             "accelerator": "cpu",
             "devices": self._devices,
@@ -110,4 +112,5 @@ class PlanningCLI(LightningCLI):
             "enable_model_summary": False,
             "sync_batchnorm": False,
         }
-        return super().instantiate_trainer(**{**planned, **kwargs})
+        with without_news():  # which devices this machine has
+            return super().instantiate_trainer(**{**planned, **kwargs})

@@ -8,14 +8,14 @@ from fulmen.utilities.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from fulmen.planning.plan import Plan as Plan
-    from fulmen.planning.rehearsal import PlanError as PlanError
     from fulmen.planning.sizes import parse_batch as parse_batch
+    from fulmen.planning.values import PlanError as PlanError
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "Plan": "fulmen.planning.plan",
-        "PlanError": "fulmen.planning.rehearsal",
+        "PlanError": "fulmen.planning.values",
         "parse_batch": "fulmen.planning.sizes",
     },
 )

@@ -15,8 +15,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp._fully_shard import _fsdp_param
+from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fulmen.plugins.environments.cluster_environment import ClusterEnvironment
@@ -25,7 +28,7 @@ from fulmen.strategies.peers import PeerCheck
 from fulmen.strategies.process_group import leave_group
 from fulmen.utilities.tree import apply_to_collection
 
-__all__ = ["ImaginedCluster", "imagined_copy", "imagined_tensors", "imagined_world"]
+__all__ = ["ImaginedCluster", "RealNumbers", "imagined_copy", "imagined_tensors", "imagined_world"]
 
 # what computes with numbers of ranks, which must be real ones
 _MESH_METHODS = ("__getitem__", "_get_root_mesh", "_flatten", "_unflatten", "_concatenate", "get_local_rank",
@@ -141,6 +144,8 @@ def _replacements(notes: list[str]) -> Iterator[tuple[Any, str, Any]]:
     yield dist, "barrier", _do_nothing
     yield torch.nn.parallel.distributed, "_verify_param_shape_across_processes", _do_nothing
     yield _fsdp_param, "_chunk_with_empty", _Chunks
+    propagate = ShardingPropagator._propagate_tensor_meta_non_cached
+    yield ShardingPropagator, "_propagate_tensor_meta_non_cached", _unseen(propagate)
     yield model_parallel, "drawing_as_first", nullcontext  # compares states of generators
     yield PeerCheck, "after_backward", _do_nothing  # compares numbers of ranks, now and then
     yield nn.Module, "_apply", _applying()
@@ -158,6 +163,17 @@ def _with_real_tensors(method: Any) -> Any:
             return function(*args, **kwargs)
 
     return staticmethod(computed) if isinstance(method, staticmethod) else computed
+
+
+def _unseen(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let DTensor try out the shapes of whole tensors where nothing is counted: a rank computes with its part only."""
+
+    @functools.wraps(function)
+    def computed(*args: Any, **kwargs: Any) -> Any:
+        with _disable_current_modes():
+            return function(*args, **kwargs)
+
+    return computed
 
 
 def _applying() -> Callable[..., nn.Module]:
@@ -201,9 +217,10 @@ def _with_python_hook(make: Callable[..., None]) -> Callable[..., None]:
     register = DistributedDataParallel.register_comm_hook
 
     def init(self: DistributedDataParallel, *args: Any, **kwargs: Any) -> None:
-        make(self, *args, **kwargs)
+        with RealNumbers():
+            make(self, *args, **kwargs)
         register(self, None, _average)
-        self.reducer = _SteadyReducer(self.reducer)  # type: ignore[assignment]  # it does all that one does
+        self.reducer = _Reducer(self.reducer)  # type: ignore[assignment]  # it does all that one does
 
     return init
 
@@ -221,8 +238,8 @@ class _Chunks:
         return self._tensor.narrow(self._dim, begin, rows) if rows > 0 else self._tensor.new_empty(0)
 
 
-class _SteadyReducer:
-    """The reducer of DDP without the new order of buckets after the first step, for which ranks compare numbers."""
+class _Reducer:
+    """The reducer of DDP, which notes in numbers what is used, and in which order gradients are there."""
 
     def __init__(self, reducer: Any) -> None:
         self._reducer = reducer
@@ -231,7 +248,31 @@ class _SteadyReducer:
         return getattr(self._reducer, name)
 
     def _rebuild_buckets(self) -> bool:
-        return False
+        with RealNumbers():
+            return bool(self._reducer._rebuild_buckets())
+
+    def prepare_for_backward(self, outputs: list[Tensor]) -> None:
+        with RealNumbers():
+            self._reducer.prepare_for_backward(outputs)
+
+
+class RealNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of torch
+    """Keeps the numbers real by which DDP's reducer decides, for its set-up and for backward passes."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # of torch
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run an operation, for real if it is on numbers of the reducer."""
+        kwargs = kwargs or {}
+        tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        is_on_numbers = all(each.dtype == torch.int32 and not isinstance(each, FakeTensor) for each in tensors)
+        if func.namespace == "c10d" or not (is_on_numbers and (tensors or kwargs.get("dtype") == torch.int32)):
+            return func(*args, **kwargs)
+        with _disable_current_modes():
+            return func(*args, **kwargs)
 
 
 def _average(_: object, bucket: Any) -> Future[Tensor]:

@@ -18,9 +18,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._guards import active_fake_mode
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 __all__ = ["ROLES", "Collective", "Holdings", "Ledger", "local_tensors"]
@@ -150,6 +151,8 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of torch
             return self._value_of(args[0])
         if func is torch.ops._c10d_functional.wait_tensor.default and self._fake_mode is not None:
             return args[0]  # imagined, it would return a copy
+        if func.namespace == "c10d" and self._fake_mode is not None:
+            return _imagined_exchange(func, args, kwargs)
         return func(*args, **kwargs)
 
     def _value_of(self, tensor: Tensor) -> Any:
@@ -268,6 +271,21 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of torch
     def _role_of(self, number: int) -> str:
         rank = self._roles.get(number)
         return _UNKNOWN if rank is None else ROLES[rank]
+
+
+def _imagined_exchange(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Exchange nothing, and return the tensors of the call: torch before 2.9 cannot exchange imagined ones."""
+    originals: dict[int, tuple[Tensor, Tensor]] = {}  # by the address of what stands for it, which is kept, too
+
+    def emptied(tensor: Tensor) -> Tensor:
+        empty = torch.empty(0, dtype=tensor.dtype)
+        originals[id(empty)] = empty, tensor
+        return empty
+
+    with unset_fake_temporarily():
+        args, kwargs = tree_map_only(Tensor, emptied, (args, kwargs))
+        result = func(*args, **kwargs)
+    return tree_map_only(Tensor, lambda tensor: originals[id(tensor)][1], result)
 
 
 def _whole(_: int) -> float:

@@ -8,46 +8,26 @@ a window of batches -> forward, backward, exchange, optimizer step
 
 from __future__ import annotations
 
-import linecache
-import os
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
-from torch._subclasses import fake_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS
 
-import fulmen
-from fulmen.planning.imagined import imagined_copy, imagined_tensors, imagined_world
+from fulmen.planning.imagined import RealNumbers, imagined_copy, imagined_tensors, imagined_world
 from fulmen.planning.ledger import Holdings, Ledger, local_tensors
+from fulmen.planning.metrics import skip_metrics
+from fulmen.planning.values import located, reader
 
 if TYPE_CHECKING:
     from fulmen.core.module import LightningModule
     from fulmen.trainer.trainer import Trainer
 
-__all__ = ["PlanError", "Rehearsal", "measure_steps", "rehearse"]
-
-_LIBRARIES = (os.path.dirname(os.path.abspath(torch.__file__)) + os.sep,)
-_OWN = os.path.dirname(os.path.abspath(fulmen.__file__)) + os.sep
-_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
-_NEEDS_VALUES = (
-    fake_tensor.DataDependentOutputException,
-    fake_tensor.DynamicOutputShapeException,
-    fake_tensor.UnsupportedFakeTensorException,
-    fake_tensor.UnsupportedOperatorException,
-)
-_NO_ARRAYS = ".numpy() is not supported for tensor subclasses"
-
-
-class PlanError(RuntimeError):
-    """A step that cannot be traced, as the program needs values that only exist in a real run."""
+__all__ = ["Rehearsal", "measure_steps", "rehearse"]
 
 
 @dataclass(slots=True)
@@ -73,7 +53,7 @@ def rehearse(
     configure_model: Callable[[Trainer], None],
     notes: list[str],
 ) -> Rehearsal:
-    """Take two steps on rank 0 of an imagined world.
+    """Take the steps on rank 0 of an imagined world that it takes to see one from the middle of a run.
 
     Args:
         trainer: A Trainer made for this, whose strategy is on the CPU and knows how many ranks there are.
@@ -88,22 +68,24 @@ def rehearse(
     """
     strategy = trainer.strategy
     memo: dict[int, Any] = {} if model._trainer is None else {id(model._trainer): None}
-    with imagined_world(strategy.world_size, notes) as mode, _located():
+    package = type(model).__module__.partition(".")[0]
+    with imagined_world(strategy.world_size, notes) as mode, located(package):
         trainer.attach(imagined_copy(model, mode, memo))
         memo.clear()  # else the whole weights would stay, beside the shards
         strategy.setup_environment()
         trainer.events.build()
         mesh, names = _groups_of(strategy)
-        with mode, Ledger(names, _reader(notes)) as ledger:
+        with mode, Ledger(names, reader(notes, package)) as ledger:
             trainer.events.setup(trainer.state.fn)
             trainer.events.refresh()
             configure_model(trainer)
             trainer.begin_metrics()
             strategy.setup(trainer)
             trainer.events.on_fit_start()
-            is_begun = _begin_as_after_a_step(strategy)
-            num_steps = 1 if is_begun else 2
+            skip_metrics(trainer.lightning_module, notes)
+            num_steps = 1 if _begin_as_after_a_step(strategy) else _steps_of_ddp(strategy.model)
             rehearsal = measure_steps(trainer, ledger, lambda: imagined_tensors(batch), num_steps)
+            notes.extend(_note_of_manual(trainer))
         rehearsal.mesh = mesh
         strategy.teardown()
     return rehearsal
@@ -123,6 +105,11 @@ def _begin_as_after_a_step(strategy: Any) -> bool:
     return True
 
 
+def _steps_of_ddp(model: Any) -> int:
+    """Return the first step that is like all later ones: one finds the order of gradients, one makes their buckets."""
+    return 4 if getattr(model, "static_graph", False) else 3
+
+
 def measure_steps(trainer: Trainer, ledger: Ledger, next_batch: Callable[[], Any], num_steps: int) -> Rehearsal:
     """Take optimizer steps with a Trainer that is set up, and report the last.
 
@@ -139,8 +126,9 @@ def measure_steps(trainer: Trainer, ledger: Ledger, next_batch: Callable[[], Any
     ledger.assign(local_tensors([list(state.values()) for state in states]), "optimizer state")
     ledger.assign_rest("temporaries")
     phases: list[tuple[int, str]] = []
-    optimization = trainer.make_optimization()
+    optimization = fit_loop.optimization = trainer.make_optimization()
     optimization.measure(_watching(ledger, trainer, phases))
+    _watch_optimizers(ledger, trainer, phases)
     trainer.metrics.activate(fit_loop.metrics)
     window, begin = trainer.accumulate_grad_batches, ledger.moment()
     trainer.events.on_train_start()
@@ -172,28 +160,61 @@ def measure_steps(trainer: Trainer, ledger: Ledger, next_batch: Callable[[], Any
     )
 
 
-_PHASES = {"training_step": "forward", "backward": "backward", "optimizer_step": "optimizer step"}
+_PHASES = {"training_step": "forward", "backward": "backward"}
 
 
 def _watching(ledger: Ledger, trainer: Trainer, phases: list[tuple[int, str]]) -> Callable[..., Callable[..., Any]]:
     """Return what wraps the verbs of a step, to learn what storage is for."""
+    model = trainer.strategy.model
+    finds_unused = isinstance(model, DistributedDataParallel) and model.find_unused_parameters
+    numbers: Any = RealNumbers if finds_unused else nullcontext
 
     def watched(verb: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             phases.append((ledger.moment(), _PHASES[verb]))
             if verb == "backward":
                 ledger.assign_rest("activations")
-            result = function(*args, **kwargs)
-            gradients = [each.grad for each in trainer.lightning_module.parameters() if each.grad is not None]
-            ledger.assign(local_tensors(gradients), "gradients")
-            if verb == "optimizer_step":
-                states = [optimizer.state for optimizer in trainer.strategy.optimizers]
-                ledger.assign(local_tensors([list(state.values()) for state in states]), "optimizer state")
+            with numbers() if verb == "backward" else nullcontext():
+                result = function(*args, **kwargs)
+            _assign_gradients(ledger, trainer)
+            if verb == "backward" and trainer.lightning_module.automatic_optimization:
+                phases.append((ledger.moment(), "optimizer step"))  # also where a closure ends, inside of it
             return result
 
-        return call
+        return call if verb in _PHASES else function
 
     return watched
+
+
+def _watch_optimizers(ledger: Ledger, trainer: Trainer, phases: list[tuple[int, str]]) -> None:
+    """Learn from each step of an optimizer, whoever calls it, what storage is for."""
+
+    def before(*_: Any) -> None:
+        phases.append((ledger.moment(), "optimizer step"))
+        _assign_gradients(ledger, trainer)
+
+    def after(optimizer: Any, *_: Any) -> None:
+        ledger.assign(local_tensors(list(optimizer.state.values())), "optimizer state")
+        phases.append((ledger.moment(), "forward"))  # another can follow, in manual optimization
+
+    for optimizer in trainer.strategy.optimizers:
+        optimizer.register_step_pre_hook(before)
+        optimizer.register_step_post_hook(after)
+
+
+def _assign_gradients(ledger: Ledger, trainer: Trainer) -> None:
+    gradients = [each.grad for each in trainer.lightning_module.parameters() if each.grad is not None]
+    ledger.assign(local_tensors(gradients), "gradients")
+
+
+def _note_of_manual(trainer: Trainer) -> Iterator[str]:
+    if trainer.lightning_module.automatic_optimization:
+        return
+    count = trainer.fit_loop.progress.manual_steps.total.completed
+    yield (
+        "Optimization is manual: what is planned is one call of `training_step`, as it is early in a run."
+        + (" No optimizer steps in it." if not count else "")
+    )
 
 
 def _groups_of(strategy: Any) -> tuple[dict[str, int], dict[str, str]]:
@@ -207,63 +228,3 @@ def _groups_of(strategy: Any) -> tuple[dict[str, int], dict[str, str]]:
         sizes[str(name)] = mesh.size(dim)
         names[mesh.get_group(dim).group_name] = str(name)
     return sizes, names
-
-
-# ---- values that are not there
-
-
-def _reader(notes: list[str]) -> Callable[[Tensor], Any]:
-    """Return what stands in for the value of an imagined tensor."""
-
-    def read(tensor: Tensor) -> Any:
-        frame: FrameType | None = sys._getframe()
-        while frame is not None and _is_within(frame, (*_LIBRARIES, _HERE)):
-            frame = frame.f_back
-        is_ours = frame is None or frame.f_code.co_filename.startswith(_OWN)
-        if tensor.dtype.is_floating_point:
-            if not is_ours and (note := f"{_place(frame)} reads the value of a tensor; 1.0 is taken.") not in notes:
-                notes.append(note)
-            return 1.0
-        if is_ours:
-            return True if tensor.dtype == torch.bool else 1
-        raise PlanError(_needs_value(_place(frame)))
-
-    return read
-
-
-def _is_within(frame: FrameType, folders: tuple[str, ...]) -> bool:
-    return frame.f_code.co_filename.startswith(folders)
-
-
-def _place(frame: FrameType | None, line: int | None = None) -> str:
-    if frame is None:
-        return "The step"
-    line = line or frame.f_lineno
-    source = linecache.getline(frame.f_code.co_filename, line).strip()
-    return f"{frame.f_code.co_filename}:{line}, in {frame.f_code.co_name}: `{source}`"
-
-
-@contextmanager
-def _located() -> Iterator[None]:
-    """Say which line of the user's program needs a value."""
-    try:
-        yield
-    except Exception as error:
-        if not isinstance(error, _NEEDS_VALUES) and _NO_ARRAYS not in str(error):
-            raise
-        place, trace = "The step", error.__traceback__
-        while trace is not None:
-            frame = trace.tb_frame
-            if not _is_within(frame, (*_LIBRARIES, _OWN)) and not frame.f_code.co_filename.startswith("<"):
-                place = _place(frame, trace.tb_lineno)
-            trace = trace.tb_next
-        raise PlanError(_needs_value(place)) from error
-
-
-def _needs_value(place: str) -> str:
-    return (
-        f"{place} needs the value of a tensor, but a plan is made with shapes only: what a program does with numbers,"
-        " masks or indices that are computed cannot be known. Use operations whose shapes do not depend on values, e.g."
-        " `torch.where` in place of indexing by a mask; or put the line behind a setting of the module, and plan with"
-        " it switched off."
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import torch
@@ -26,16 +27,21 @@ def parse_memory(memory: str | float) -> int:
         memory: Bytes, a size with its unit (`"80GiB"`, `"24 GB"`), or the name of a device (`"h100"`).
 
     Raises:
-        ValueError: It is neither.
+        ValueError: It is neither, or nothing at all.
     """
-    if not isinstance(memory, str):
-        return int(memory)
+    size = _size(memory) if isinstance(memory, str) else memory
+    if not 1 <= size < math.inf:
+        raise ValueError(f"`memory={memory!r}` is no memory that a device can have. Write its size, e.g. '80GiB'.")
+    return int(size)
+
+
+def _size(memory: str) -> float:
     name = memory.strip().lower().replace(" ", "-").replace("_", "-")
     if name in DEVICE_MEMORY_GIB:
-        return int(DEVICE_MEMORY_GIB[name] * _GIB)
-    found = re.fullmatch(r"([\d.]+)\s*([kmgt]?i?b?)", memory.strip().lower())
+        return DEVICE_MEMORY_GIB[name] * _GIB
+    found = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*([kmgt]?i?b?)", memory.strip().lower())
     if found is not None and found[2] in _UNITS:
-        return int(float(found[1]) * _UNITS[found[2]])
+        return float(found[1]) * _UNITS[found[2]]
     raise ValueError(
         f"`memory={memory!r}` is no size, and no device that is known here. Write it with its unit, e.g. '80GiB', or"
         f" name one of {', '.join(sorted(DEVICE_MEMORY_GIB))}."
@@ -77,9 +83,11 @@ def _tensor(part: str, text: str) -> torch.Tensor:
 
 
 def gib_text(num_bytes: float) -> str:
-    """Write bytes in the unit of GPU memory: `1.25 GiB`, `310 MiB`."""
+    """Write bytes in the unit of GPU memory: `1.25 GiB`, `310.0 MiB`, `4 B`."""
     if abs(num_bytes) >= _GIB:
         return f"{num_bytes / _GIB:,.2f} GiB"
     if abs(num_bytes) >= 2**20:
         return f"{num_bytes / 2**20:,.1f} MiB"
-    return f"{num_bytes / 2**10:,.1f} KiB"
+    if abs(num_bytes) >= 2**10:
+        return f"{num_bytes / 2**10:,.1f} KiB"
+    return f"{num_bytes:.0f} B"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from torch.distributed.fsdp import CPUOffloadPolicy
 
-from fulmen.core.hooks import DataHooks
 from fulmen.core.module import LightningModule
 from fulmen.loggers.logger import DummyLogger
 from fulmen.planning.advice import advice_for
+from fulmen.planning.data import PlannedData, UsersData
 from fulmen.planning.imagined import ImaginedCluster
 from fulmen.planning.plan import Exchange, Memory, Plan
 from fulmen.planning.rehearsal import Rehearsal, rehearse
-from fulmen.planning.sizes import parse_batch, parse_memory
+from fulmen.planning.sizes import parse_memory
 from fulmen.strategies.ddp import DDPStrategy
+from fulmen.strategies.deepspeed import DeepSpeedStrategy
 from fulmen.strategies.parallel import ParallelStrategy
 from fulmen.strategies.sharded import ShardedStrategy
 from fulmen.strategies.single_device import SingleDeviceStrategy
@@ -35,8 +37,9 @@ if TYPE_CHECKING:
     from fulmen.core.datamodule import LightningDataModule
     from fulmen.trainer.trainer import Trainer
 
-__all__ = ["plan_fit", "planned_precision"]
+__all__ = ["WITHOUT_LAYER_SYNC", "plan_fit", "planned_precision", "without_news"]
 
+WITHOUT_LAYER_SYNC = "Batch norm layers are planned without the exchange of `sync_batchnorm=True`."
 # 16 bit on a CPU is bfloat16 only; the sizes are the same
 _SAME_SIZE = {"16-mixed": "bf16-mixed", "16-true": "bf16-true"}
 _NAMED = ("32-true", "64-true", "bf16-true", "bf16-mixed", *_SAME_SIZE)
@@ -64,21 +67,23 @@ def plan_fit(
     devices = _count("devices", trainer.num_devices if devices is None else devices)
     device_bytes = None if memory is None else parse_memory(memory)
     notes: list[str] = []
-    with _quietly(), isolate_rng():
-        batch = _example(model, batch, datamodule)
+    with without_news(), warnings.catch_warnings(), isolate_rng():
+        warnings.simplefilter("ignore")
+        data = UsersData(model, datamodule)
+        batch = data.example(batch)
         rehearsing = _second_trainer(trainer, num_nodes=num_nodes, devices=devices, notes=notes)
         strategy = rehearsing.strategy
+        planned = PlannedData(data, rehearsing, notes)
+        rehearsing.sources.attach(datamodule=None, train=planned.dataloader())
         rehearsal = rehearse(rehearsing, model, batch, configure_model=configure_model, notes=notes)
     held = {role: Memory(size, rehearsal.most[role]) for role, size in rehearsal.peak.by_role.items()}
     peak = rehearsal.peak.total
     size = _batch_size(batch)
     advice: list[str] = []
     if device_bytes is not None and peak > device_bytes:
-        advice = list(
-            advice_for(
-                held, too_much=peak - device_bytes, batch_size=size, num_ranks=num_nodes * devices,
-                is_sharded=hasattr(strategy, "device_mesh"),
-            )
+        advice = advice_for(
+            held, too_much=peak - device_bytes, batch_size=size, num_ranks=num_nodes * devices,
+            is_sharded=hasattr(strategy, "device_mesh"), phase=rehearsal.phase,
         )  # fmt: skip
     return Plan(
         module=type(model).__name__,
@@ -98,7 +103,7 @@ def plan_fit(
         exchanges=list(_exchanges(rehearsal)),
         flops=rehearsal.ledger.flops,
         device_bytes=device_bytes,
-        notes=[*_left_out(trainer), *notes],
+        notes=[*_left_out(trainer, model), *notes],
         advice=advice,
     )
 
@@ -146,7 +151,10 @@ def _second_trainer(trainer: Trainer, *, num_nodes: int, devices: int, notes: li
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        max_epochs=1,
+        max_epochs=trainer.max_epochs,
+        max_steps=trainer.max_steps,
+        limit_train_batches=trainer.limit_train_batches,
+        use_distributed_sampler=trainer.use_distributed_sampler,
         accumulate_grad_batches=trainer.accumulate_grad_batches,
         gradient_clip_val=trainer.gradient_clip_val,
         gradient_clip_algorithm=trainer.gradient_clip_algorithm,
@@ -175,7 +183,7 @@ def _strategy_for(trainer: Trainer, num_ranks: int, notes: list[str]) -> Any:
 
 
 def _refuse_unknown(strategy: Any) -> None:
-    if not isinstance(strategy, (DDPStrategy, ShardedStrategy)):
+    if not isinstance(strategy, (DDPStrategy, ShardedStrategy)) or isinstance(strategy, DeepSpeedStrategy):
         raise MisconfigurationException(
             f"`{type(strategy).__name__}` cannot be planned: its package sets up the module by itself, on real devices."
             " Plan with `DDPStrategy`, `FSDPStrategy` or `ModelParallelStrategy`; FSDP with `FULL_SHARD` holds about"
@@ -188,44 +196,26 @@ def _refuse_unknown(strategy: Any) -> None:
         )
 
 
-def _left_out(trainer: Trainer) -> Iterator[str]:
+def _left_out(trainer: Trainer, model: LightningModule) -> Iterator[str]:
     holders = [type(each).__name__ for each in trainer.callbacks if type(each).__name__ in _HOLDERS]
     if holders:
         yield f"Callbacks are left out, also what these hold: {', '.join(holders)}."
     if trainer.strategy.layer_sync is not None:
-        yield "Batch norm layers are planned without the exchange of `sync_batchnorm=True`."
+        yield WITHOUT_LAYER_SYNC
+    if _is_compiled(model):
+        yield "`torch.compile` is left out: fused operations keep fewer temporaries, and often fewer activations."
     yield "Not counted: what driver, libraries and communication take for themselves, and fragmentation."
 
 
-_HOLDERS = ("WeightAveraging", "EMAWeightAveraging", "StochasticWeightAveraging", "KnowledgeDistillation")
-
-
-# ---- the batch
-
-
-def _example(model: LightningModule, batch: Any, datamodule: LightningDataModule | None) -> Any:
-    """Return a batch: the one that is given, the first of the user's loader, or the example of the module."""
-    if isinstance(batch, str):
-        return parse_batch(batch)
-    if batch is not None:
-        return batch
-    for owner in (datamodule, model):
-        if owner is not None and is_overridden("train_dataloader", owner, DataHooks):
-            if owner is datamodule:
-                owner.prepare_data()
-                owner.setup("fit")
-            for found in owner.train_dataloader():
-                return found
-            raise MisconfigurationException(
-                f"`{type(owner).__name__}.train_dataloader()` gave no batch to plan with. Pass one:"
-                " `trainer.plan(model, '8x2048:int64')`."
-            )
-    if model.example_input_array is not None:
-        return model.example_input_array
-    raise MisconfigurationException(
-        f"`Trainer.plan()` has no batch: none is passed, and `{type(model).__name__}` has neither `train_dataloader`"
-        " nor `example_input_array`. Pass a datamodule, a batch, or its shapes: `trainer.plan(model, '8x2048:int64')`."
+def _is_compiled(model: LightningModule) -> bool:
+    """Tell whether the module, or a part of it, goes through `torch.compile`."""
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # nothing is compiled before somebody loaded it
+    return dynamo is not None and any(
+        isinstance(each, dynamo.OptimizedModule) or each._compiled_call_impl is not None for each in model.modules()
     )
+
+
+_HOLDERS = ("WeightAveraging", "EMAWeightAveraging", "StochasticWeightAveraging", "KnowledgeDistillation")
 
 
 def _batch_size(batch: Any) -> int | None:
@@ -246,14 +236,12 @@ def _exchanges(rehearsal: Rehearsal) -> Iterator[Exchange]:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep back what a run says of itself: this is none."""
+def without_news() -> Iterator[None]:
+    """Keep back what a run says of itself and its machine: this is none."""
     logger = logging.getLogger("fulmen")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         logger.setLevel(level)

@@ -9,7 +9,7 @@ that trains it, and what changes with the strategy, which is one argument of the
     python examples/llm/train.py --devices 4 --strategy 2d           2 x 2: layers divided by tensor parallelism, too
     python examples/llm/train.py --lora llm_output/last.ckpt         fine-tune what the first command trained
 
-On two CPU cores the first takes about three minutes; `--help` lists the sizes, precision, compilation and
+On two CPU cores the first takes a few minutes; `--help` lists the sizes, precision, compilation and
 checkpointing of activations. On GPUs begin with `--dim 1024 --layers 16 --heads 16 --kv-heads 8 --context 2048
 --precision bf16-mixed --compile`.
 """

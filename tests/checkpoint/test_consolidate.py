@@ -84,12 +84,17 @@ def test_command_names_the_file_and_refuses_what_it_cannot_do(
         ([str(folder)], f"`{target}` exists, and is not overwritten"),
         ([str(tmp_path / "absent")], "There is no checkpoint folder"),
         ([str(tmp_path)], "is no sharded checkpoint: it has no file `.metadata`"),
+        ([str(folder), "--output_file", str(tmp_path / "w.safetensors")], f"fulmen convert {folder}"),
     ):
         with pytest.raises(SystemExit) as caught:
             command(arguments)
         assert caught.value.code == 1
         assert words in capsys.readouterr().err
     target.unlink()
+    assert not (tmp_path / "w.safetensors").exists()
+    with pytest.raises(SystemExit):
+        command(["--help"])
+    assert "folders of DeepSpeed" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.distributed

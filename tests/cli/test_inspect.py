@@ -282,6 +282,66 @@ def test_a_folder_of_shards(fulmen, tmp_path) -> None:
     assert "epoch        3" in ended.out
 
 
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """A checkpoint of a Trainer as a folder."""
+    from fulmen.plugins.io.distributed_io import save_sharded
+
+    state = {"state": {"w": {"exp_avg": torch.zeros(3)}}, "param_groups": [{"params": ["w"], "lr": 0.1}]}
+    content = {"pytorch-lightning_version": "2.6.6", "epoch": 3, "global_step": 2, "loops": {}}
+    save_sharded({**content, "state_dict": {"w": torch.ones(3)}, "optimizer_states": [state]}, tmp_path / "shards")
+    return tmp_path / "shards"
+
+
+@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp", "meta.pt"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "text"])
+def test_a_damaged_folder_is_said_to_be_by_both_commands(fulmen, shards, name, damage) -> None:
+    if damage == "missing":
+        (shards / name).unlink()
+    else:
+        content = (shards / name).read_bytes()
+        (shards / name).write_bytes(content[: len(content) // 2] if damage == "cut" else b"no checkpoint")
+    ended = fulmen("inspect", shards, columns=1000)
+
+    assert ended.code == 1
+    assert [name in line for line in ended.out.splitlines() if "PROBLEM" in line] == [True]
+    assert ended.err == ""
+    ended = fulmen("consolidate", shards)
+    assert ended.code == (0 if (name, damage) == ("meta.pt", "missing") else 1)
+    assert name in ended.err
+    assert len(ended.err.splitlines()) == 1
+
+
+def test_a_whole_folder_is_healthy_and_can_be_resumed(fulmen, shards) -> None:
+    ended = fulmen("inspect", shards)
+
+    assert ended.code == 0
+    assert "can go on from it" in ended.out
+    assert "checksums  match" in ended.out
+
+
+def test_a_folder_that_is_no_checkpoint_ends_with_a_message(fulmen, tmp_path) -> None:
+    (tmp_path / "empty").mkdir()
+    ended = fulmen("inspect", tmp_path / "empty")
+
+    assert ended.code == 1
+    assert "is no sharded checkpoint" in ended.err
+    assert len(ended.err.splitlines()) == 1
+
+
+def test_a_folder_of_deepspeed_without_weights_is_recognised(fulmen, tmp_path) -> None:
+    folder = tmp_path / "of_deepspeed"
+    (folder / "checkpoint").mkdir(parents=True)
+    (folder / "latest").write_text("checkpoint")
+    torch.save({}, folder / "checkpoint" / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+
+    for words in (("inspect", folder), ("consolidate", folder)):
+        ended = fulmen(*words, columns=1000)
+        assert ended.code == 1
+        assert "of DeepSpeed" in ended.out + ended.err
+        assert "_model_states.pt" in ended.out + ended.err
+
+
 def test_the_index_of_a_hostile_folder_runs_nothing(fulmen, tmp_path) -> None:
     import pickle
 

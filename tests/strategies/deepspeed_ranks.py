@@ -307,18 +307,93 @@ def load_file_and_train(stage: int, folder: str) -> Any:
     return module.losses, keeper.weights, trainer.global_step
 
 
+class FrozenNet(Net):
+    """The same, with a first layer that is not trained."""
+
+    def make(self) -> None:
+        super().make()
+        self.layers[0].requires_grad_(False)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW([each for each in self.parameters() if each.requires_grad], lr=LEARNING_RATE)
+
+
+def save_frozen_and_damage(stage: int, folder: str) -> dict[str, Any]:
+    """Save in bfloat16 with a frozen layer, read it in several ways, then damage the folder step by step."""
+    from fulmen.checkpoint.consolidate import consolidate
+    from fulmen.cli.inspect_checkpoint import command
+    from fulmen.utilities.deepspeed import DeepSpeedFolder
+
+    module, path = FrozenNet(), Path(folder) / "frozen"
+    trainer = deepspeed_trainer(stage, max_steps=2, precision="bf16-true")
+    module.on_train_end = lambda: trainer.save_checkpoint(path)  # type: ignore[method-assign]
+    trainer.fit(module, loader(4))
+    results: dict[str, Any] = {}
+
+    def note(name: str, function: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+            results[name] = "nothing"
+        except Exception as error:
+            results[name] = f"{type(error).__name__}: {error}"
+        trainer.strategy.barrier()
+
+    if trainer.global_rank == 0:
+        weights = torch.load(consolidate(path, Path(folder) / "frozen.ckpt"))["state_dict"]
+        results["types"] = sorted({str(value.dtype) for value in weights.values()})
+        results["weights"] = weights_of(weights)
+        results["loaded"] = weights_of(FrozenNet.load_from_checkpoint(path).state_dict())
+        results["inspect"] = " ".join(said_by(command, [str(path)]).split())
+    trainer.strategy.barrier()
+    note("other strategy", quiet_trainer(devices=2, strategy="ddp").fit, FrozenNet(), loader(4), ckpt_path=path)
+    files = DeepSpeedFolder(path).files
+    (states,) = files.glob("*zero_pp_rank_1_mp_rank_00_optim_states.pt")
+    (first,) = files.glob("*mp_rank_00_model_states.pt") if stage < 3 else files.glob("*_rank_0_*model_states.pt")
+    for name, file, damage in (
+        ("cut", states, cut),
+        ("missing", states, Path.unlink),
+        ("no weights", first, Path.unlink),
+    ):
+        if trainer.global_rank == 0:
+            damage(file)
+        trainer.strategy.barrier()
+        if name == "no weights" and stage == 3 and trainer.global_rank == 0:
+            for each in files.glob("*_model_states.pt"):
+                each.unlink()
+        trainer.strategy.barrier()
+        again = deepspeed_trainer(stage, max_steps=4, precision="bf16-true")
+        note(f"{name}: fit", again.fit, FrozenNet(), loader(4), ckpt_path=path)
+        note(f"{name}: load", FrozenNet.load_from_checkpoint, path)
+    return results
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 100)
+
+
+def said_by(command: Any, arguments: list[str]) -> str:
+    import io
+    from contextlib import redirect_stdout, suppress
+
+    with redirect_stdout(io.StringIO()) as output, suppress(SystemExit):
+        command(arguments)
+    return output.getvalue()
+
+
 def runs_after_each_other(stage: int) -> Any:
     """Fit, validate, fit on and predict with one module."""
     module = EvaluatedNet()
     trainer = deepspeed_trainer(stage, max_steps=4)
     trainer.fit(module, loader(4))
+    learning_rates = [trainer.optimizers[0].param_groups[0]["lr"]]
     (first,) = trainer.validate(module, loader(4), verbose=False)
+    learning_rates.append(trainer.optimizers[0].param_groups[0]["lr"])
     trainer = deepspeed_trainer(stage, max_steps=4)
     trainer.fit(module, loader(4), loader(4))
     (second,) = deepspeed_trainer(stage).validate(module, loader(4), verbose=False)
     predictions = deepspeed_trainer(stage).predict(module, loader(4))
     assert predictions is not None
-    return first["val_loss"], second["val_loss"], len(predictions)
+    return first["val_loss"], second["val_loss"], len(predictions), learning_rates
 
 
 def resume_fabric(stage: int, folder: str) -> Any:
@@ -380,15 +455,26 @@ def refusals() -> dict[str, str]:
     note("clip by value in fit", deepspeed_trainer(2, gradient_clip_algorithm="value").fit, Net(), loader(4))
     module = TwoOptimizers()
     module.automatic_optimization = False
-    note("two optimizers in fit", fit, module, loader(4))
+    note("two optimizers, by hand", fit, module, loader(4))
+    note("two optimizers in fit", fit, TwoOptimizers(), loader(4))
+    for name, config in (
+        ("unknown name in a section", {"zero_optimization": {"stages": 2}}),
+        ("wrong value in a section", {"zero_optimization": {"stage": 2, "reduce_bucket_size": "many"}}),
+        ("other batch size", {"train_micro_batch_size_per_gpu": 3}),
+    ):
+        note(name, deepspeed_trainer(2, strategy=DeepSpeedStrategy(config=config)).fit, Net(), loader(4))
     return said
 
 
 # ---- further
 
 
-def train_late() -> Any:
-    return train_with_trainer(3, late=True, max_steps=10)
+def train_without_warnings_of_torch() -> Any:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", r".*is deprecated. Please use", FutureWarning)  # one for each collective
+        return train_with_trainer(3, late=True, max_steps=10)
 
 
 def train_offloaded(stage: int) -> Any:

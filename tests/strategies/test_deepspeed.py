@@ -17,7 +17,7 @@ from fulmen import Trainer
 from fulmen.plugins import AsyncCheckpointIO, MixedPrecision
 from fulmen.plugins.precision import DeepSpeedPrecision
 from fulmen.strategies import STRATEGY_REGISTRY, DeepSpeedStrategy
-from fulmen.strategies.deepspeed_config import complete_config
+from fulmen.strategies.deepspeed_config import check_config, complete_config
 from fulmen.utilities.exceptions import MisconfigurationException
 from fulmen.utilities.lazy import is_installed
 from tests.distributed_harness import run_all, run_ranks, run_script
@@ -46,6 +46,9 @@ needs_deepspeed = pytest.mark.skipif(
         ({"config": {}, "stage": 3}, ValueError, ["config", "['stage']"]),
         ({"config": {"zero_optimization": {"stage": 7}}}, ValueError, ["7", "Choose one of"]),
         ({"config": {"optimizer": {"params": {"lr": "auto"}}}}, ValueError, ["optimizer.params.lr", "Write the value"]),
+        ({"config": {"zero_optimisation": {"stage": 3}}}, ValueError, ["'zero_optimisation'", "`zero_optimization`"]),
+        ({"config": {"gradient_cliping": 0.1}}, ValueError, ["'gradient_cliping'", "`gradient_clipping`"]),
+        ({"config": {"stage": 3}}, ValueError, ["'stage'", "move it into the section"]),
     ],
 )
 def test_impossible_arguments_are_refused_with_what_to_do(arguments, error, words):
@@ -106,6 +109,8 @@ def test_auto_values_and_precision_come_from_the_run():
         ({"gradient_accumulation_steps": 4}, {}, ["accumulate_grad_batches=4", "Remove it"]),
         ({"gradient_clipping": 1.0}, {"clip_val": 0.5}, ["1.0", "0.5", "Remove one"]),
         ({"bf16": {"enabled": True}}, {}, ["enables `bf16`", "precision='bf16-mixed'"]),
+        ({"train_micro_batch_size_per_gpu": 3}, {"loader_batch_size": 4}, ["=3", "trains with 4", "batch_size=4"]),
+        ({"train_batch_size": 4}, {"loader_batch_size": 4, "num_micro_batches": 6}, ["=4", "trains with 24"]),
     ],
 )
 def test_a_config_that_contradicts_the_trainer_is_refused(config, run, words):
@@ -113,6 +118,23 @@ def test_a_config_that_contradicts_the_trainer_is_refused(config, run, words):
         _complete(config, **{"precision": "32-true", **run})
 
     assert all(word in str(caught.value) for word in words)
+
+
+def test_batch_sizes_that_agree_with_the_trainer_are_taken():
+    config = {"train_micro_batch_size_per_gpu": 4, "train_batch_size": 24}
+
+    completed = _complete(config, precision="32-true", loader_batch_size=4, num_micro_batches=6)
+
+    assert completed["train_micro_batch_size_per_gpu"] == 4
+    assert "train_batch_size" not in completed  # DeepSpeed would not find the windows in it
+
+
+def test_names_at_the_top_that_deepspeed_knows_and_comments_are_taken():
+    check_config({"comms_logger": {"enabled": False}, "data_types": {}, "_note": "ours", "timers": {}}, "0.19.8")
+    with pytest.raises(ValueError, match="'new_section'"):
+        check_config({"new_section": {}}, "0.19.8")
+    with pytest.warns(UserWarning, match=r"'new_section'.*newer than the names"):
+        check_config({"new_section": {}}, "0.25.1")
 
 
 # ---- with the package
@@ -251,6 +273,10 @@ def test_what_only_a_run_can_refuse_is_refused_with_what_to_do(trained):
         "config of a trainer": ["MisconfigurationException", "accumulate_grad_batches=2"],
         "clip by value in fit": ["MisconfigurationException", "gradient_clip_algorithm='norm'"],
         "two optimizers in fit": ["MisconfigurationException", "single optimizer"],
+        "two optimizers, by hand": ["MisconfigurationException", "single optimizer"],
+        "unknown name in a section": ["ValueError", "'stages' in `zero_optimization`", "`stage`"],
+        "wrong value in a section": ["ValueError", "'reduce_bucket_size' in `zero_optimization` is 'many'"],
+        "other batch size": ["MisconfigurationException", "=3", "trains with 4"],
     }
     for name, words in expected.items():
         assert all(word in said[name] for word in words), (name, said[name])
@@ -261,10 +287,11 @@ _SAVED = {
     **{f"save {stage}": (ranks.save_and_load, stage) for stage in (1, 2, 3)},
     **{f"file {stage}": (ranks.load_file_and_train, stage) for stage in (2, 3)},
     **{f"fabric {stage}": (ranks.resume_fabric, stage) for stage in (2, 3)},
+    **{f"frozen {stage}": (ranks.save_frozen_and_damage, stage) for stage in (2, 3)},
 }
 _FURTHER = {
     **{f"again {stage}": (ranks.runs_after_each_other, (stage,)) for stage in (2, 3)},
-    "late": (ranks.train_late, ()),
+    "late": (ranks.train_without_warnings_of_torch, ()),
     **{f"bf16 {stage}": (ranks.train_in_bf16, (stage,)) for stage in (2, 3)},
     "offload 2": (ranks.train_offloaded, (2,)),
     "offload 3": (ranks.train_offloaded, (3,)),
@@ -312,6 +339,35 @@ def test_consolidated_weights_equal_the_gathered_ones_and_load_elsewhere(saved, 
 @needs_deepspeed
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
+def test_frozen_weights_in_bfloat16_come_out_in_32_bit(saved, stage):
+    results = _of(saved, f"frozen {stage}")[0]
+
+    assert results["types"] == ["torch.float32"]
+    assert results["loaded"] == results["weights"]
+    assert f"can go on from it with DeepSpeed, on 2 process(es) at stage {stage} of ZeRO" in results["inspect"]
+
+
+@needs_deepspeed
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_folders_that_cannot_be_used_say_why(saved, stage):
+    for said in _of(saved, f"frozen {stage}"):
+        expected = {
+            "other strategy": ["ValueError", "folder of DeepSpeed", "on 2 process(es) at stage", "fulmen consolidate"],
+            "cut: fit": ["DamagedFileError", "zero_pp_rank_1_mp_rank_00_optim_states.pt"],
+            "cut: load": ["DamagedFileError", "zero_pp_rank_1_mp_rank_00_optim_states.pt"],
+            "missing: fit": ["DamagedFileError", "zero_pp_rank_1_mp_rank_00_optim_states.pt` is missing"],
+            "missing: load": ["DamagedFileError", "zero_pp_rank_1_mp_rank_00_optim_states.pt` is missing"],
+            "no weights: fit": ["DamagedFileError", "mp_rank_00_model_states.pt"],
+            "no weights: load": ["DamagedFileError", "mp_rank_00_model_states.pt"],
+        }
+        for name, words in expected.items():
+            assert all(word in said[name] for word in words), (name, said[name])
+
+
+@needs_deepspeed
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
 def test_weights_of_a_file_load_into_the_engine(saved, stage):
     losses, weights = ranks.go_on_with_new_optimizer()
 
@@ -334,8 +390,9 @@ def test_fabric_goes_on_from_what_it_saved(saved, stage):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_module_can_be_used_by_one_run_after_the_other(saved, stage):
-    for first, second, num_predictions in _of(saved, f"again {stage}"):
+    for first, second, num_predictions, learning_rates in _of(saved, f"again {stage}"):
         assert second < first
+        assert learning_rates == [ranks.LEARNING_RATE] * 2  # the optimizer can be looked at after fit and validate
         assert num_predictions == ranks.BATCHES_PER_EPOCH * 2 - 1
 
 

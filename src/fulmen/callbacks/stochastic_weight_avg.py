@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fulmen.core.module import LightningModule
     from fulmen.trainer.trainer import Trainer
 
-__all__ = ["StochasticWeightAveraging"]
+__all__ = ["SWALR", "StochasticWeightAveraging"]
 
 log = logging.getLogger(__name__)
 

@@ -486,7 +486,7 @@ class Trainer(TrainerView):
         optimizers, configs = parse_optimizers(
             returned, module, steps_any_scheduler=is_overridden("lr_scheduler_step", module, LightningModule)
         )
-        if module.automatic_optimization and len(optimizers) > 1:
+        if module.automatic_optimization and len(optimizers) > 1 and not self.strategy.takes_one_optimizer:
             raise RuntimeError(
                 f"`configure_optimizers` returned {len(optimizers)} optimizers, but automatic optimization steps"
                 " one. Set"

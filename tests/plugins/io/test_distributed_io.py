@@ -201,6 +201,46 @@ def test_damage_is_noticed_and_names_the_folder_or_its_file(folder: Path, name: 
         assert words in str(caught.value) or "truncated" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"state_dict.a.weight", b"state_dict.a.weighu"),
+        (b"optimizer_0.state.a.weight.step", b"optimizer_0.state.a.weight.stdp"),
+        (b"__0_0.distcp", b"__0_0.distcq"),
+        (b"relative_path", b"relativd_path"),
+        (b"chunks", b"chunjs"),
+        (b"storage_data", b"storagd_data"),
+        (b"planner_data", b"plannes_data"),
+    ],
+)
+def test_an_index_with_a_changed_byte_is_said_to_be_damaged(folder: Path, old: bytes, new: bytes) -> None:
+    content = (folder / ".metadata").read_bytes()
+    places = [place for place in range(len(content)) if content.startswith(old, place)]
+    assert places
+
+    for place in places:  # a name is there once for each list that it is in
+        (folder / ".metadata").write_bytes(content[:place] + new + content[place + len(old) :])
+        with pytest.raises(DamagedFileError, match=r"x\.ckpt"):
+            Net.load_from_checkpoint(folder)
+
+
+def test_a_folder_that_a_module_cannot_be_loaded_from_says_why(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    save_sharded({"net": {"w": torch.ones(2)}, "step": 3}, tmp_path / "fabric")
+    for path, error, words in (
+        (tmp_path / "empty", ValueError, "has no file `.metadata`"),
+        (tmp_path / "fabric", KeyError, "has no entry 'state_dict'"),
+    ):
+        with pytest.raises(error) as caught:
+            Net.load_from_checkpoint(path)
+        assert words in str(caught.value)
+    for name, words in (("meta.pt", "has no file `meta.pt`"), (".metadata", "its index `.metadata` is missing")):
+        (folder / name).unlink()
+        with pytest.raises(DamagedFileError) as caught:
+            Net.load_from_checkpoint(folder)
+        assert words in str(caught.value)
+
+
 def test_what_is_no_folder_of_shards_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="There is no checkpoint folder"):
         ShardedCheckpoint(tmp_path / "absent")

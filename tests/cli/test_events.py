@@ -75,7 +75,7 @@ def test_it_goes_on_if_asked_to(fulmen, script) -> None:
 
     assert ended.code == 0
     assert lines.index("Trainer.fit") < lines.index("Trainer.test") < lines.index("[]")
-    assert "on_test_start Marks" in lines
+    assert any(line.startswith("on_test_start Marks") for line in lines)
     assert "on_before_zero_grad -" in lines
 
 

@@ -479,9 +479,9 @@ class ParallelStrategy(Strategy, ABC):
         buffers = [each for each in self._lightning_module.buffers() if each.is_floating_point()]
         plain = [each for each in buffers if each.device.type == kind and not has_shards((each,))]
         if plain:
-            self._num_exchanges += 1
-            first = 0 if group is None else dist.get_global_rank(group, 0)
+            before, first = self.num_exchanges, 0 if group is None else dist.get_global_rank(group, 0)
             distributed.broadcast_tensors(plain, first, self._group_of(plain[0], group))
+            self._num_exchanges -= self.num_exchanges - before  # all ranks come here; what is counted is in steps
 
     # ---- when something is wrong
 

@@ -243,3 +243,22 @@ def test_deepspeed_is_refused_in_words(tmp_path: Path, monkeypatch: pytest.Monke
 
     with pytest.raises(MisconfigurationException, match="`DeepSpeedStrategy` cannot be planned"):
         plan(Language(), ranks=2, strategy="deepspeed_stage_2")
+
+
+class _Late(Language):
+    """Makes its layers on the meta device, as modules do that are too large for one."""
+
+    def __init__(self) -> None:
+        LightningModule.__init__(self)
+
+    def configure_model(self) -> None:
+        if not hasattr(self, "head"):
+            with torch.device("meta"):
+                Language.__init__(self)
+
+
+def test_layers_made_on_the_meta_device_are_planned_like_others() -> None:
+    late, early = (plan(kind(), ranks=2, strategy="fsdp") for kind in (_Late, Language))
+
+    assert late.memory == early.memory
+    assert late.exchanges == early.exchanges

@@ -62,7 +62,7 @@ class LateWeights:
         made = torch.empty_like(tensor, device=self._device)
         if isinstance(tensor, nn.Parameter):
             made = nn.Parameter(made, requires_grad=tensor.requires_grad)
-            made.__dict__.update(tensor.__dict__)
+            made.__dict__.update({**tensor.__dict__, **made.__dict__})  # an imagined one has its device there
         if id(tensor) in self._shared:
             self._made[id(tensor)] = tensor, made
         return made

@@ -372,6 +372,7 @@ def test_the_registered_names_make_it() -> None:
         ({"activation_checkpointing_policy": [1]}, TypeError, r"activation_checkpointing_policy=\[1\]"),
         ({"param_init_fn": 3}, TypeError, r"param_init_fn=3.*fills its own parameters"),
         ({"reshard_after_forward": "x"}, TypeError, "the number of ranks"),
+        ({"reshard_after_forward": 0}, TypeError, "the number of ranks"),
         ({"timeout": 5}, TypeError, r"FSDPStrategy\(timeout=5\).*timedelta"),
         ({"limit_all_gathers": False}, ValueError, "always limits"),
         ({"backward_prefetch": BackwardPrefetch.BACKWARD_POST}, ValueError, "always gathers the next unit"),

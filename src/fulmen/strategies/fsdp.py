@@ -250,7 +250,7 @@ class FSDPStrategy(ShardedStrategy):
         if isinstance(self._auto_wrap_policy, set) and not units and not units_of(module):
             _warn_without_layers("auto_wrap_policy", self._auto_wrap_policy, module, "the module is one unit")
         refuse_mixed_types(roots, units, ignored)
-        if not any(isinstance(each, FSDPModule) for each in module.modules()):
+        if not units_of(module):
             self._checkpoint_activations(module, ignored)
         tops = {id(root) for root in roots.values()}
 
@@ -353,6 +353,5 @@ def _convert_buffers(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _prefetch_forward(module: nn.Module) -> None:
-    units = [each for each in module.modules() if isinstance(each, FSDPModule)]
-    for unit, following in pairwise(units):
+    for unit, following in pairwise(units_of(module)):
         unit.set_modules_to_forward_prefetch([following])

@@ -257,7 +257,7 @@ def _check_mesh(strategy: ShardingStrategy, mesh: Any, policy: Policy) -> None:
 def _read_reshard(strategy: ShardingStrategy, asked: bool | int | None) -> bool | int:
     if asked is None:
         return strategy in _RESHARDS
-    if not isinstance(asked, int) or asked < 0:
+    if not isinstance(asked, int) or (not isinstance(asked, bool) and asked < 1):
         raise TypeError(
             f"`FSDPStrategy(reshard_after_forward={asked!r})` is not known. Pass True, False, or the number of ranks"
             " that keep the weights between forward and backward pass."

@@ -15,7 +15,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -136,19 +136,27 @@ def kill_often(mode: str, kills: int, *, seed: int, folder: Path, size: int = 2_
     return findings
 
 
-def main() -> None:
-    """Kill as often as the command line says."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--mode", choices=MODES, action="append", help="default: all")
-    parser.add_argument("--kills", type=int, default=200, help="of each mode (default: %(default)s)")
+def kill_as_asked(kill: Callable[..., Findings], modes: Collection[str], *, kills: int, name: str, about: str) -> None:
+    """Kill as often as the command line says.
+
+    Args:
+        kill: A `kill_often`.
+        modes: What it takes as its first argument.
+        kills: How many of each mode, if the command line does not say.
+        name: Of the program, for the folder.
+        about: What the help says.
+    """
+    parser = argparse.ArgumentParser(description=about.partition("\n")[0])
+    parser.add_argument("--mode", choices=modes, action="append", help="default: all")
+    parser.add_argument("--kills", type=int, default=kills, help="of each mode (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", default=".", help="where to save, in a folder of its own (default: %(default)s)")
     arguments = parser.parse_args()
-    for mode in arguments.mode or MODES:
-        with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="kill_while_saving_") as folder:
-            findings = kill_often(mode, arguments.kills, seed=arguments.seed, folder=Path(folder))
+    for mode in arguments.mode or modes:
+        with tempfile.TemporaryDirectory(dir=arguments.folder, prefix=f"{name}_") as folder:
+            findings = kill(mode, arguments.kills, seed=arguments.seed, folder=Path(folder))
         sys.stdout.write(f"{mode}: {findings}\n")
 
 
 if __name__ == "__main__":
-    main()
+    kill_as_asked(kill_often, MODES, kills=200, name="kill_while_saving", about=__doc__ or "")

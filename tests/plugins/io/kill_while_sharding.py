@@ -7,12 +7,9 @@ hidden folder of the dead.
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import random
-import sys
-import tempfile
 import time
 from contextlib import suppress
 from functools import partial
@@ -26,7 +23,7 @@ from fulmen.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 from fulmen.plugins.io.distributed_io import ShardedCheckpoint, save_sharded, verify_folder
 from fulmen.utilities.files import ensure_writable
 from tests.distributed_harness import free_port, rank_environment
-from tests.plugins.io.kill_while_saving import KEPT, Findings
+from tests.plugins.io.kill_while_saving import KEPT, Findings, kill_as_asked
 
 MODES = {"sync": TorchCheckpointIO, "async": AsyncCheckpointIO}
 _RANKS = 2
@@ -129,19 +126,5 @@ def kill_often(mode: str, kills: int, *, seed: int, folder: Path) -> Findings:
     return findings
 
 
-def main() -> None:
-    """Kill as often as the command line says."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--mode", choices=MODES, action="append", help="default: all")
-    parser.add_argument("--kills", type=int, default=50, help="of each mode (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", default=".", help="where to save, in a folder of its own (default: %(default)s)")
-    arguments = parser.parse_args()
-    for mode in arguments.mode or MODES:
-        with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="kill_while_sharding_") as folder:
-            findings = kill_often(mode, arguments.kills, seed=arguments.seed, folder=Path(folder))
-        sys.stdout.write(f"{mode}: {findings}\n")
-
-
 if __name__ == "__main__":
-    main()
+    kill_as_asked(kill_often, MODES, kills=50, name="kill_while_sharding", about=__doc__ or "")
